@@ -1,0 +1,31 @@
+#include "ops.h"
+
+namespace fastflow {
+namespace {
+
+template <class T>
+Tensor launch(const Tensor& x, const Tensor& loc, const Tensor& scale, const OptionalTensor& mask, bool reverse) {
+  const auto dense_x = Dense<T>::batched(x, "x");
+  const auto dense_loc = Dense<T>::whole(loc, "loc");
+  const auto dense_scale = Dense<T>::whole(scale, "scale");
+  const auto dense_mask = Dense<T>::batched(mask, "mask");
+  const int64_t batch = x.size(0), channels = x.size(1), time = x.size(2);
+  const Tensor y = empty_like_shape(x, {batch, channels, time});
+  const ActNormParams<T> params = {dense_x.data,   dense_loc.data, dense_scale.data, dense_mask.data,
+                                   writable<T>(y), dense_x.batch,  dense_mask.batch, batch,
+                                   channels,       time,           reverse};
+  parallel_rows(kernels<T>().actnorm, params, batch * channels, time);
+  return y;
+}
+
+}  // namespace
+
+Tensor actnorm(const Tensor& x, const Tensor& loc, const Tensor& scale, const OptionalTensor& mask, bool reverse) {
+  check_rank(x, "x", "[B, C, T]", 3);
+  check_shape(loc, "loc", "[C]", {x.size(1)});
+  check_shape(scale, "scale", "[C]", {x.size(1)});
+  if (mask) check_shape(*mask, "mask", "[B, 1, T]", {x.size(0), 1, x.size(2)});
+  return dispatch(x, "x", [&](auto type) { return launch<decltype(type)>(x, loc, scale, mask, reverse); });
+}
+
+}  // namespace fastflow

@@ -1,0 +1,178 @@
+// The edge between PyTorch's tensors and the kernels: checks with messages, strides, dtypes, scratch memory, threads.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+
+namespace fastflow {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// Throws std::invalid_argument (ValueError in Python) with the parts strung together.
+template <class... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::invalid_argument(message.str());
+}
+
+// A macro, so that the parts of the message are evaluated only when it is needed.
+#define FASTFLOW_CHECK(ok, ...)   \
+  do {                            \
+    if (!(ok)) fail(__VA_ARGS__); \
+  } while (false)
+
+// As Python spells it.
+inline std::string dtype_string(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    default:
+      return torch::headeronly::toString(dtype);
+  }
+}
+
+inline std::string shape_string(const Tensor& tensor) {
+  std::ostringstream text;
+  text << '[';
+  for (int64_t i = 0; i < tensor.dim(); ++i) text << (i ? ", " : "") << tensor.size(i);
+  text << ']';
+  return text.str();
+}
+
+// Checks that `tensor` has `shape`; `described` is how the message spells it.
+inline void check_shape(
+    const Tensor& tensor, const char* name, const char* described, std::initializer_list<int64_t> shape) {
+  bool equal = tensor.dim() == static_cast<int64_t>(shape.size());
+  std::ostringstream wanted;
+  int64_t i = 0;
+  for (const int64_t size : shape) {
+    equal = equal && tensor.size(i) == size;
+    wanted << (i++ ? ", " : "") << size;
+  }
+  FASTFLOW_CHECK(equal, "`", name, "` must be ", described, " = [", wanted.str(), "]; got ", shape_string(tensor));
+}
+
+inline void check_rank(const Tensor& tensor, const char* name, const char* described, int64_t rank) {
+  FASTFLOW_CHECK(tensor.dim() == rank, "`", name, "` must be ", described, "; got ", shape_string(tensor));
+}
+
+// Calls f(T{}) with the C++ type of `tensor`.
+template <class F>
+auto dispatch(const Tensor& tensor, const char* name, const F& f) {
+  const ScalarType dtype = tensor.scalar_type();
+  FASTFLOW_CHECK(
+      dtype == ScalarType::Float || dtype == ScalarType::Double, "`", name,
+      "` must be float32 or float64 for the cpu backend; got ", dtype_string(dtype));
+  return dtype == ScalarType::Float ? f(float{}) : f(double{});
+}
+
+template <class T>
+constexpr ScalarType scalar_type_of = std::is_same_v<T, float> ? ScalarType::Float : ScalarType::Double;
+
+inline void check_same_kind(const Tensor& tensor, const char* name, ScalarType dtype) {
+  FASTFLOW_CHECK(
+      tensor.scalar_type() == dtype, "`", name, "` must be ", dtype_string(dtype), " like the first argument; got ",
+      dtype_string(tensor.scalar_type()));
+  FASTFLOW_CHECK(tensor.is_cpu(), "`", name, "` must be on the CPU like the first argument");
+}
+
+// A tensor whose memory the kernels can walk: `data` as its shape says, `batch` elements between batch entries.
+// It owns what it points to: the argument itself where its layout allows, a contiguous copy otherwise.
+template <class T>
+struct Dense {
+  Tensor owner;
+  const T* data = nullptr;
+  int64_t batch = 0;
+
+  // [B, rows, time] of which only the batch stride may be arbitrary, as in x[:, :half].
+  static Dense batched(const Tensor& tensor, const char* name) {
+    check_same_kind(tensor, name, scalar_type_of<T>);
+    const int64_t rows = tensor.size(1), time = tensor.size(2);
+    const bool dense = (time <= 1 || tensor.stride(2) == 1) && (rows <= 1 || tensor.stride(1) == time);
+    return Dense(dense ? tensor : torch::stable::contiguous(tensor), dense ? tensor.stride(0) : rows * time);
+  }
+  static Dense batched(const OptionalTensor& tensor, const char* name) {
+    return tensor ? batched(*tensor, name) : Dense();
+  }
+
+  // Any shape, contiguous.
+  static Dense whole(const Tensor& tensor, const char* name) {
+    check_same_kind(tensor, name, scalar_type_of<T>);
+    return Dense(tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor), 0);
+  }
+  static Dense whole(const OptionalTensor& tensor, const char* name) { return tensor ? whole(*tensor, name) : Dense(); }
+
+ private:
+  Dense() = default;
+  Dense(Tensor tensor, int64_t batch_stride)
+      : owner(std::move(tensor)), data(static_cast<const T*>(owner.const_data_ptr())), batch(batch_stride) {}
+};
+
+inline Tensor empty_like_shape(const Tensor& like, std::initializer_list<int64_t> shape) {
+  return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(shape.begin(), shape.size()));
+}
+
+template <class T>
+T* writable(const Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+// Memory of one thread, kept and grown from call to call: blocks of this size would otherwise go back to the system
+// each time and be paged in anew.
+class Scratch {
+ public:
+  template <class T>
+  T* get(int64_t elements) {
+    const size_t bytes = (static_cast<size_t>(elements) * sizeof(T) + 63) / 64 * 64;
+    if (bytes > bytes_) {
+      memory_.reset();
+      bytes_ = 0;
+      memory_.reset(std::aligned_alloc(64, bytes));
+      if (!memory_) throw std::bad_alloc();
+      bytes_ = bytes;
+    }
+    return static_cast<T*>(memory_.get());
+  }
+
+ private:
+  struct Free {
+    void operator()(void* memory) const { std::free(memory); }
+  };
+  std::unique_ptr<void, Free> memory_;
+  size_t bytes_ = 0;
+};
+
+// Elements of light work worth a thread of their own.
+constexpr int64_t kGrain = 16384;
+
+// Runs kernel(params, begin, end) over `rows` rows of `row_length` elements on PyTorch's own threads.
+template <class Params>
+void parallel_rows(
+    void (*kernel)(const Params&, int64_t, int64_t), const Params& params, int64_t rows, int64_t row_length) {
+  if (rows == 0 || row_length == 0) return;
+  const int64_t grain = std::max<int64_t>(1, kGrain / row_length);
+  torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) { kernel(params, begin, end); });
+}
+
+}  // namespace fastflow

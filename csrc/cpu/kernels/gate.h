@@ -1,0 +1,22 @@
+#pragma once
+
+#include "../../params.h"
+#include "simd.h"
+
+namespace fastflow::FASTFLOW_ISA {
+
+template <class T>
+void gate_row(const T* tanh_in, const T* sigmoid_in, T* out, int64_t n) {
+  for (int64_t t = 0; t < n; ++t) out[t] = tanh_value(tanh_in[t]) * sigmoid_value(sigmoid_in[t]);
+}
+
+template <class T>
+void gate(const GateParams<T>& p, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t b = row / p.channels, g = row % p.channels;
+    const T* x = p.x + b * p.x_batch + g * p.time;
+    gate_row(x, x + p.channels * p.time, p.y + row * p.time, p.time);
+  }
+}
+
+}  // namespace fastflow::FASTFLOW_ISA

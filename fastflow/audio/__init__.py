@@ -1,0 +1,21 @@
+"""Wav in and out, the mel front end, the denoiser, metrics and the comparison picture."""
+
+from __future__ import annotations
+
+from fastflow.audio.denoiser import Denoiser
+from fastflow.audio.errors import AudioError
+from fastflow.audio.io import read_audio, write_audio
+from fastflow.audio.mel import MelSpectrogram
+from fastflow.audio.metrics import evaluate, griffin_lim
+from fastflow.audio.plot import plot_comparison
+
+__all__ = [
+    "AudioError",
+    "Denoiser",
+    "MelSpectrogram",
+    "evaluate",
+    "griffin_lim",
+    "plot_comparison",
+    "read_audio",
+    "write_audio",
+]

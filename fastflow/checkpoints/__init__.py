@@ -1,0 +1,156 @@
+"""Published WaveGlow checkpoints in and out. Code in a file is never executed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from . import safe_file
+from .errors import CheckpointError
+from .recognise import Checkpoint, check_finite, read
+
+if TYPE_CHECKING:
+    from fastflow.models import WaveGlow
+
+__all__ = ["Checkpoint", "CheckpointError", "bundled", "convert", "load", "read", "save"]
+
+_ASSETS = Path(__file__).resolve().parent.parent / "assets"
+
+
+def bundled() -> list[str]:
+    """The names of the models that come with the package."""
+    return sorted(path.stem for path in _ASSETS.glob("*.safetensors"))
+
+
+def load(
+    path_or_name: str | os.PathLike[str],
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> WaveGlow:
+    """A WaveGlow with the weights of a checkpoint, in eval mode.
+
+    Args:
+        path_or_name: a file, or the name of a model that comes with the package (`bundled()`). Recognised by
+            content: NVIDIA's pickled modules (glow.py and glow_old.py; the zip format and the one before
+                PyTorch 1.6),
+            DeepLearningExamples checkpoints, NeMo state dicts and `.nemo` archives, plain state dicts with or
+            without weight norm, and safetensors. Sizes that a file does not state are inferred from its
+            tensors; of the hop, which no tensor shows, a quarter of the window is assumed.
+        device: where the model goes.
+        dtype: of its parameters; None means float32, whatever the file has.
+
+    Raises:
+        CheckpointError: naming the file and every reason: a global other than tensors, plain containers and
+        the
+            published classes (nothing is executed), damage, another architecture, tensors that are missing,
+            unexpected or misshapen, weights that are not finite.
+        ValueError: for a device or dtype that cannot be used.
+    """
+    target, kind = _device(device), _dtype(dtype or torch.float32)
+    from fastflow.models import WaveGlow
+
+    path = _resolve(path_or_name)
+    checkpoint = read(path)
+    try:
+        model = WaveGlow(**checkpoint.config)
+    except ValueError as error:  # sizes that fit the tensors and no model, such as an even kernel
+        raise CheckpointError(f"cannot load {path}: {error}") from error
+    model.to(kind).load_state_dict(checkpoint.state_dict, strict=True)
+    _check_range(path, model.state_dict(), kind)
+    return model.to(target).eval()
+
+
+def save(
+    model: WaveGlow,
+    path: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Writes a model as safetensors with its configuration inside, whole or not at all.
+
+    `dtype` None keeps the parameters' own. An existing file is replaced only with `overwrite`. Raises
+    CheckpointError if the file cannot be written or a weight is not finite in `dtype`.
+    """
+    _write(Path(path), dict(model.config), model.state_dict(), dtype, overwrite)
+
+
+def convert(
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Rewrites a checkpoint that `load` reads as safetensors. `dtype` None keeps that of the file.
+
+    Raises CheckpointError as `load` and `save` do; then `dst` is as it was.
+    """
+    checkpoint = read(_resolve(src))
+    _write(Path(dst), checkpoint.config, checkpoint.state_dict, dtype, overwrite)
+
+
+def _write(
+    path: Path,
+    config: dict[str, object],
+    state: dict[str, Tensor],
+    dtype: torch.dtype | None,
+    overwrite: bool,
+) -> None:
+    kind = None if dtype is None else _dtype(dtype)
+    # Copies: safetensors refuses tensors that share memory, and two modules may share a parameter.
+    tensors = {
+        key: value.detach().to(device="cpu", dtype=kind or value.dtype, copy=True).contiguous()
+        for key, value in state.items()
+    }
+    try:
+        check_finite(tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"cannot write {path}: {error}") from error
+    safe_file.write(path, config, tensors, overwrite=overwrite)
+
+
+def _check_range(path: Path, state: dict[str, Tensor], dtype: torch.dtype) -> None:
+    if dtype in (torch.float32, torch.float64):
+        return  # as wide as what the file was checked in
+    try:
+        check_finite(state)
+    except CheckpointError as error:
+        raise CheckpointError(f"cannot load {path} in {dtype}: {error}") from error
+
+
+def _resolve(path_or_name: str | os.PathLike[str]) -> Path:
+    path = Path(path_or_name)
+    if os.path.exists(path):
+        return path
+    names = bundled()
+    if isinstance(path_or_name, str) and path_or_name in names:
+        return _ASSETS / f"{path_or_name}.safetensors"
+    raise CheckpointError(
+        f"there is no file {path}, and no bundled model of that name (bundled: {', '.join(names) or 'none'})"
+    )
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        target = torch.device(device)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # a build without CUDA asserts
+        raise ValueError(f"`device` {device!s} cannot be used: {str(error).splitlines()[0]}") from error
+    return target
+
+
+def _dtype(dtype: torch.dtype) -> torch.dtype:
+    if not isinstance(dtype, torch.dtype) or dtype not in (
+        torch.float64,
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+    ):
+        raise ValueError(f"`dtype` must be float64, float32, float16 or bfloat16; got {dtype}")
+    return dtype

@@ -1,0 +1,131 @@
+"""fastflow's own file: safetensors with the model's configuration as JSON in the metadata.
+
+Metadata: `fastflow_format` (a number, raised when a reader of the old form would go wrong), `model`
+("WaveGlow") and `config` (the constructor's keyword arguments). A safetensors file without them is read as a
+plain state dict.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import CheckpointError, quote
+from .formats import Described
+from .tensors import LazyTensor
+
+FORMAT_VERSION = 1
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# What a file system without hard links (FAT, some network mounts) answers to link(2).
+_NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}
+
+
+@dataclass(eq=False)
+class _SafeTensor:
+    """A tensor of an open safetensors file."""
+
+    file: Any
+    key: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def load(self) -> Tensor:
+        tensor: Tensor = self.file.get_tensor(self.key)
+        return tensor
+
+
+def matches(head: bytes, size: int) -> bool:
+    """Whether a file of `size` bytes that starts with `head` is a safetensors file: a length, then JSON."""
+    length = int.from_bytes(head[:8], "little")
+    return head[8:9] == b"{" and 2 <= length <= size - 8
+
+
+def describe(file: Any) -> Described:
+    """`file` is what `safetensors.safe_open` gave; its tensors can be loaded as long as it is open."""
+    tensors: dict[str, LazyTensor] = {}
+    for key in file.keys():  # noqa: SIM118 (not a dict)
+        part = file.get_slice(key)
+        tensors[key] = _SafeTensor(file, key, tuple(part.get_shape()), _DTYPES.get(part.get_dtype(), torch.uint8))
+    metadata = file.metadata() or {}
+    if "fastflow_format" not in metadata:
+        return Described("safetensors state dict", {}, tensors)
+    version = metadata["fastflow_format"]
+    if version != str(FORMAT_VERSION):
+        raise CheckpointError(
+            f"its format version is {quote(version)}; this fastflow reads version {FORMAT_VERSION}."
+            " A newer fastflow may read it"
+        )
+    if metadata.get("model") != "WaveGlow":
+        raise CheckpointError(f"it holds a model called {quote(metadata.get('model'))}; expected `WaveGlow`")
+    try:
+        config = json.loads(metadata.get("config", ""))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"its configuration is not JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise CheckpointError("its configuration is not a JSON object")
+    return Described("fastflow safetensors", config, tensors)
+
+
+def write(path: Path, config: Mapping[str, Any], state_dict: Mapping[str, Tensor], *, overwrite: bool) -> None:
+    """Puts the file at `path` in one step: readers see the old state or the complete new file.
+
+    It is written beside `path` under another name, then renamed over it (`overwrite`) or linked to it, which
+    fails if `path` has come to exist in the meantime. Raises CheckpointError naming the path and the reason.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    _check_target(path, overwrite)
+    metadata = {
+        "format": "pt",  # what other readers of safetensors look for
+        "fastflow_format": str(FORMAT_VERSION),
+        "model": "WaveGlow",
+        "config": json.dumps(dict(config)),
+    }
+    temporary = path.parent / f".fastflow-{secrets.token_hex(8)}.tmp"
+    try:
+        with open(temporary, "xb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+        save_file(dict(state_dict), temporary, metadata=metadata)
+        os.chmod(temporary, mode)  # as any new file's here; save_file's own is for its owner alone
+        if overwrite:
+            os.replace(temporary, path)
+        else:
+            _publish_new(temporary, path)
+    except FileExistsError:
+        raise CheckpointError(f"cannot write {path}: it already exists (overwrite=True replaces it)") from None
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"cannot write {path}: {reason}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _check_target(path: Path, overwrite: bool) -> None:
+    if os.path.isdir(path):
+        raise CheckpointError(f"cannot write {path}: it is a directory")
+    if not overwrite and os.path.lexists(path):
+        raise CheckpointError(f"cannot write {path}: it already exists (overwrite=True replaces it)")
+    if not os.path.isdir(path.parent):
+        raise CheckpointError(f"cannot write {path}: there is no directory {path.parent}")
+
+
+def _publish_new(temporary: Path, path: Path) -> None:
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        # Without hard links the check and the rename are two steps; no portable call joins them.
+        _check_target(path, overwrite=False)
+        os.replace(temporary, path)

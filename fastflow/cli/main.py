@@ -1,0 +1,41 @@
+"""``fastflow``: finds the command, imports its file and runs it."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+from fastflow._version import __version__
+
+# command name -> what it is for, so that `fastflow --help` need not import any command
+COMMANDS = {
+    "vocode": "Turn mel spectrograms, or audio by way of its mel spectrogram, into audio.",
+    "convert": "Rewrite a published checkpoint as a safe .safetensors file.",
+    "train": "Train a small WaveGlow on a folder of audio.",
+    "info": "Show versions, what is compiled and which backends can run.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported from ``fastflow.cli.<name>`` when they are first needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = getattr(importlib.import_module(f"fastflow.cli.{cmd_name}"), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="fastflow")
+def main() -> None:
+    """Fast flow-based vocoders: mel spectrograms to speech."""

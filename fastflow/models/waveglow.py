@@ -1,0 +1,327 @@
+"""WaveGlow: mel spectrogram to audio by an invertible network.
+
+Prenger, Valle, Catanzaro 2018, "WaveGlow: A Flow-based Generative Network for Speech Synthesis"; names, shapes and
+order of random draws follow NVIDIA/waveglow, `glow.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastflow.nn import WN, Conv1d, InvertibleConv1x1
+from fastflow.nn.coupling import couple
+from fastflow.ops import checks
+
+CONDITIONINGS = ("sample", "group")
+
+
+class CouplingNet(WN):
+    """WaveGlow's `WN`: the block between a 1x1 convolution in and one out.
+
+    `end` starts at zero, so that an untrained coupling changes nothing.
+    """
+
+    def __init__(self, n_in_channels: int, cond_channels: int, n_layers: int, n_channels: int, kernel_size: int):
+        super().__init__(n_channels, n_layers, kernel_size, cond_channels)
+        self.start = Conv1d(n_in_channels, n_channels)
+        self.end = Conv1d(n_channels, 2 * n_in_channels, weight_norm=False)
+        assert self.end.weight is not None and self.end.bias is not None
+        nn.init.zeros_(self.end.weight)
+        nn.init.zeros_(self.end.bias)
+
+    def forward(self, h: Tensor, cond: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Return shift and log scale [B, 2 * n_in_channels, T] for the kept half `h` [B, n_in_channels, T]."""
+        out: Tensor = self.end(super().forward(self.start(h), cond, mask))
+        return out
+
+    def remove_weight_norm(self) -> None:
+        super().remove_weight_norm()
+        self.start.remove_weight_norm()
+
+
+class WaveGlow(nn.Module):
+    """The published WaveGlow, under its published state-dict keys.
+
+    Args:
+        n_mel_channels: mel bands of the conditioning (published: 80).
+        n_flows: steps of flow, each a 1x1 convolution and a coupling (12).
+        n_group: samples folded into one step of time (8), even.
+        n_early_every: after every so many flows, `n_early_size` channels leave the flow early (4).
+        n_early_size: channels that leave at once (2).
+        WN_config: sizes of the coupling networks: `n_layers` (8), `n_channels` (256), `kernel_size` (3).
+        hop_length: audio samples per mel frame, the upsampler's stride.
+        win_length: the upsampler's kernel in samples.
+        conditioning: "sample", the published form: the mel is upsampled to one column per sample, then folded to
+            n_mel_channels * n_group channels. "group": it is upsampled to one column of n_mel_channels per group, for
+            small models.
+        alternate_halves: odd flows transform the first half of the channels, as in the 2018 `glow_old.py`.
+
+    Raises:
+        ValueError: sizes that do not fit each other; the message names them.
+    """
+
+    sampling_rate = 22050
+
+    def __init__(
+        self,
+        n_mel_channels: int,
+        n_flows: int,
+        n_group: int,
+        n_early_every: int,
+        n_early_size: int,
+        WN_config: Mapping[str, int],
+        *,
+        hop_length: int = 256,
+        win_length: int = 1024,
+        conditioning: str = "sample",
+        alternate_halves: bool = False,
+    ) -> None:
+        super().__init__()
+        self._check_config(n_mel_channels, n_flows, n_group, n_early_every, n_early_size, WN_config)
+        if conditioning not in CONDITIONINGS:
+            raise ValueError(f"`conditioning` must be one of {', '.join(CONDITIONINGS)}; got {conditioning!r}")
+        if hop_length < 1 or hop_length % n_group:
+            raise ValueError(f"`hop_length` must be a positive multiple of n_group = {n_group}; got {hop_length}")
+        if win_length < hop_length or win_length % n_group:
+            raise ValueError(
+                f"`win_length` must be at least hop_length = {hop_length} and a multiple of n_group = {n_group}; "
+                f"got {win_length}"
+            )
+        self.config: dict[str, Any] = {
+            "n_mel_channels": n_mel_channels,
+            "n_flows": n_flows,
+            "n_group": n_group,
+            "n_early_every": n_early_every,
+            "n_early_size": n_early_size,
+            "WN_config": dict(WN_config),
+            "hop_length": hop_length,
+            "win_length": win_length,
+            "conditioning": conditioning,
+            "alternate_halves": alternate_halves,
+        }
+        self.n_mel_channels, self.n_flows, self.n_group = n_mel_channels, n_flows, n_group
+        self.n_early_every, self.n_early_size = n_early_every, n_early_size
+        self.hop_length, self.win_length = hop_length, win_length
+        self.conditioning, self.alternate_halves = conditioning, alternate_halves
+
+        per_step = n_group if conditioning == "group" else 1
+        cond_channels = n_mel_channels * (n_group // per_step)
+        self.upsample = nn.ConvTranspose1d(
+            n_mel_channels, n_mel_channels, win_length // per_step, stride=hop_length // per_step
+        )
+        self.WN = nn.ModuleList()
+        self.convinv = nn.ModuleList()
+        channels = n_group
+        for k in range(n_flows):
+            if self._is_early(k):
+                channels -= n_early_size
+            self.convinv.append(InvertibleConv1x1(channels))
+            self.WN.append(CouplingNet(channels // 2, cond_channels, **WN_config))
+        self.n_remaining_channels = channels
+
+    @staticmethod
+    def _check_config(
+        n_mel_channels: int,
+        n_flows: int,
+        n_group: int,
+        n_early_every: int,
+        n_early_size: int,
+        WN_config: Mapping[str, int],
+    ) -> None:
+        sizes = {
+            "n_mel_channels": n_mel_channels,
+            "n_flows": n_flows,
+            "n_group": n_group,
+            "n_early_every": n_early_every,
+        }
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"`{name}` must be at least 1; got {size}")
+        for name, size in (("n_group", n_group), ("n_early_size", n_early_size)):
+            if size < 0 or size % 2:
+                raise ValueError(f"`{name}` must be even, since channels are halved; got {size}")
+        remaining = n_group - n_early_size * ((n_flows - 1) // n_early_every)
+        if remaining < 2:
+            raise ValueError(
+                f"`n_group` must leave at least 2 channels after the early outputs; got {remaining} of {n_group} "
+                f"with n_flows {n_flows}, n_early_every {n_early_every}, n_early_size {n_early_size}"
+            )
+        expected = {"n_layers", "n_channels", "kernel_size"}
+        if set(WN_config) != expected:
+            raise ValueError(f"`WN_config` must have the keys {sorted(expected)}; got {sorted(WN_config)}")
+
+    def _is_early(self, k: int) -> bool:
+        """Whether channels leave (forward) or join (inference) before flow k."""
+        return k > 0 and k % self.n_early_every == 0
+
+    def _couple(self, k: int, x: Tensor, cond: Tensor, *, reverse: bool = False) -> tuple[Tensor, Tensor]:
+        first = self.alternate_halves and k % 2 == 1
+        return couple(self.WN[k], x, cond, transform_first=first, reverse=reverse)
+
+    def _upsampled(self, mel: Tensor, steps: int) -> Tensor:
+        """Return the conditioning [B, C_c, steps] of the coupling networks for `mel` [B, n_mel_channels, F]."""
+        if steps == 0:
+            rows = self.n_mel_channels * (1 if self.conditioning == "group" else self.n_group)
+            return mel.new_zeros(mel.shape[0], rows, 0)
+        up: Tensor = self.upsample(mel)
+        if self.conditioning == "group":
+            return up[:, :, :steps]
+        # [B, n_mel, steps * n_group] -> channel mel * n_group + phase
+        up = up[:, :, : steps * self.n_group]
+        return up.reshape(*up.shape[:2], steps, self.n_group).transpose(2, 3).flatten(1, 2)
+
+    def _check_mel(self, mel: Tensor) -> None:
+        checks.check_floating("mel", mel)
+        if mel.dim() != 3 or mel.shape[1] != self.n_mel_channels:
+            raise ValueError(f"`mel` must be [B, {self.n_mel_channels}, T]; got {list(mel.shape)}")
+        parameter = self.upsample.weight
+        if mel.device != parameter.device:
+            raise ValueError(f"`mel` must be on the model's device, {parameter.device}; got {mel.device}")
+        if mel.dtype != parameter.dtype:
+            raise ValueError(f"`mel` must have the model's dtype, {parameter.dtype}; got {mel.dtype}")
+
+    def forward(self, forward_input: tuple[Tensor, Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """The training direction: audio to noise.
+
+        Args:
+            forward_input: mel [B, n_mel_channels, F] and audio [B, T], where T is a multiple of `n_group` that the
+                upsampled mel covers: T <= (F - 1) * hop_length + win_length.
+
+        Returns:
+            z [B, n_group, T / n_group], channels in the order in which they left the flow; and for each flow the sum
+            of its log scales [B] and the log-determinant of its 1x1 convolution, over batch and time as published.
+
+        Raises:
+            ValueError: a shape, dtype or device does not fit.
+        """
+        mel, audio = forward_input
+        self._check_mel(mel)
+        checks.check_shape("audio", audio, "[B, T]", (mel.shape[0], None))
+        checks.check_like("audio", audio, "mel", mel)
+        covered = (mel.shape[2] - 1) * self.hop_length + self.win_length if mel.shape[2] else 0
+        if audio.shape[1] % self.n_group or audio.shape[1] > covered:
+            raise ValueError(
+                f"`audio` must have a multiple of n_group = {self.n_group} samples and at most the {covered} that "
+                f"`mel` {list(mel.shape)} covers; got {list(audio.shape)}"
+            )
+        steps = audio.shape[1] // self.n_group
+        cond = self._upsampled(mel, steps)
+        x = audio.reshape(audio.shape[0], steps, self.n_group).transpose(1, 2)
+        early: list[Tensor] = []
+        log_s_list: list[Tensor] = []
+        log_det_w_list: list[Tensor] = []
+        for k in range(self.n_flows):
+            if self._is_early(k):
+                early.append(x[:, : self.n_early_size])
+                x = x[:, self.n_early_size :]
+            x, log_det = self.convinv[k](x)
+            log_det_w_list.append(log_det.sum())
+            x, log_s = self._couple(k, x, cond)
+            log_s_list.append(log_s)
+        return torch.cat((*early, x), 1), log_s_list, log_det_w_list
+
+    @torch.no_grad()
+    def infer(
+        self,
+        mel: Tensor,
+        sigma: float = 1.0,
+        *,
+        z: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Synthesise audio.
+
+        Args:
+            mel: [B, n_mel_channels, F], natural-log mel magnitudes.
+            sigma: standard deviation of the noise, >= 0; the published demo uses 0.6.
+            z: the noise to use, [B, n_group, F * hop_length / n_group], of unit variance (it is multiplied by `sigma`),
+                channels in the published order of drawing: the channels that remain to the last flow first, then each
+                early output's. None draws it, in this order.
+            generator: source of the draws; None for PyTorch's default. Not together with `z`.
+
+        Returns:
+            audio [B, F * hop_length].
+
+        Raises:
+            ValueError: a shape, dtype or device does not fit, `mel` is not finite (says how many values and where the
+                first is), `sigma` is negative, or a 1x1 weight is singular.
+        """
+        self._check_mel(mel)
+        if not torch.compiler.is_compiling():
+            checks.check_finite("mel", mel)
+        if not (sigma >= 0 and math.isfinite(sigma)):
+            raise ValueError(f"`sigma` must be a finite number >= 0; got {sigma}")
+        steps = mel.shape[2] * self.hop_length // self.n_group
+        noise = self._noise(mel, steps, z, generator)
+        cond = self._upsampled(mel, steps)
+        x = next(noise) * sigma
+        for k in reversed(range(self.n_flows)):
+            x, _ = self._couple(k, x, cond, reverse=True)
+            convinv = self.convinv[k]
+            assert isinstance(convinv, InvertibleConv1x1)
+            x = convinv.infer(x)
+            if self._is_early(k):
+                x = torch.cat((next(noise) * sigma, x), 1)
+        audio: Tensor = x.transpose(1, 2).flatten(1)
+        return audio
+
+    def _noise(self, mel: Tensor, steps: int, z: Tensor | None, generator: torch.Generator | None) -> Iterator[Tensor]:
+        """Return an iterator over the unit noise that enters: the remaining channels', then the early outputs'."""
+        early = sum(self._is_early(k) for k in range(self.n_flows))
+        widths = [self.n_remaining_channels] + [self.n_early_size] * early
+        if z is not None:
+            if generator is not None:
+                raise ValueError("`generator` must be None where `z` is given; got both")
+            checks.check_shape("z", z, "[B, n_group, F * hop_length / n_group]", (mel.shape[0], self.n_group, steps))
+            checks.check_like("z", z, "mel", mel)
+            return iter(torch.split(z, widths, 1))
+        return (
+            torch.randn(mel.shape[0], width, steps, generator=generator, dtype=mel.dtype, device=mel.device)
+            for width in widths
+        )
+
+    def remove_weightnorm(self, model: WaveGlow | None = None) -> WaveGlow:
+        """Replace weight norm by the plain weights it stands for, in place; return the model.
+
+        The published code calls `WaveGlow.remove_weightnorm(model)`; `model.remove_weightnorm()` does the same.
+        Inference does not need it: folded weights are kept between calls anyway.
+        """
+        target = self if model is None else model
+        for net in target.WN:
+            assert isinstance(net, CouplingNet)
+            net.remove_weight_norm()
+        return target
+
+
+class WaveGlowLoss(nn.Module):
+    """Negative log-likelihood per sample, up to a constant: (sum z^2 / (2 sigma^2) - sum log s - sum log |W|) / count.
+
+    Prenger et al. 2018, eq. 4 (negated) and the published `WaveGlowLoss`.
+
+    Args:
+        sigma: assumed standard deviation of z.
+
+    Raises:
+        ValueError: `sigma` is not positive.
+    """
+
+    def __init__(self, sigma: float = 1.0) -> None:
+        super().__init__()
+        if not sigma > 0:
+            raise ValueError(f"`sigma` must be positive; got {sigma}")
+        self.sigma = sigma
+
+    def forward(self, model_output: tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]) -> Tensor:
+        """Return the scalar loss of what `WaveGlow.forward` returned."""
+        z, log_s_list, log_det_w_list = model_output
+        # in float32 or wider: the sums run over all samples of the batch
+        wide = z if z.dtype == torch.float64 else z.float()
+        log_s = torch.stack([s.sum() for s in log_s_list]).sum()
+        log_det_w = torch.stack(list(log_det_w_list)).sum()
+        loss: Tensor = wide.square().sum() / (2 * self.sigma * self.sigma) - log_s - log_det_w
+        return loss / z.numel()

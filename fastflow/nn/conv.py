@@ -1,0 +1,136 @@
+"""A 1-D convolution with optional weight norm, under the published names of its parameters."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_G, _V = "parametrizations.weight.original0", "parametrizations.weight.original1"
+
+
+def fold(weight_v: Tensor, weight_g: Tensor) -> Tensor:
+    """Return g * v / ||v||, the norm taken per output channel (Salimans & Kingma 2016, eq. 2).
+
+    A row of zeros, whose direction is undefined, gives NaN, as in PyTorch.
+    """
+    return torch._weight_norm(weight_v, weight_g, 0)
+
+
+class Conv1d(nn.Module):
+    """Convolution [B, C_in, T] -> [B, C_out, T], stride 1, zero "same" padding.
+
+    With weight norm the parameters are `bias`, `weight_g` [C_out, 1, 1] and `weight_v` [C_out, C_in, k], the names of
+    `torch.nn.utils.weight_norm`, in whose order published checkpoints list them; without it, `weight` and `bias`.
+    `load_state_dict` takes all three spellings in both cases: g/v, `parametrizations.weight.original0/1` and a plain
+    `weight`.
+
+    Initial values are those of `torch.nn.Conv1d`.
+    """
+
+    bias: nn.Parameter | None
+    weight: nn.Parameter | None
+    weight_g: nn.Parameter | None
+    weight_v: nn.Parameter | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        *,
+        dilation: int = 1,
+        bias: bool = True,
+        weight_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        if kernel_size % 2 == 0:
+            raise ValueError(f"`kernel_size` must be odd; got {kernel_size}")
+        self.dilation = dilation
+        bound = 1 / math.sqrt(in_channels * kernel_size) if in_channels else 0.0
+        weight = torch.empty(out_channels, in_channels, kernel_size).uniform_(-bound, bound)
+        # registered bias first, as the published modules list them
+        self.register_parameter(
+            "bias", nn.Parameter(torch.empty(out_channels).uniform_(-bound, bound)) if bias else None
+        )
+        if weight_norm:
+            self._set_weight_norm(weight)
+        else:
+            self._set_plain(weight)
+
+    def _set_weight_norm(self, weight: Tensor) -> None:
+        self.register_parameter("weight", None)
+        self.weight_g = nn.Parameter(_row_norms(weight))
+        self.weight_v = nn.Parameter(weight.clone())
+
+    def _set_plain(self, weight: Tensor) -> None:
+        self.register_parameter("weight_g", None)
+        self.register_parameter("weight_v", None)
+        self.weight = nn.Parameter(weight)
+
+    @property
+    def has_weight_norm(self) -> bool:
+        """Whether the weight is stored as direction and length."""
+        return self.weight_v is not None
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape [C_out, C_in, k] of the weight."""
+        stored = self.weight if self.weight_v is None else self.weight_v
+        assert stored is not None
+        return stored.shape
+
+    def folded_weight(self) -> Tensor:
+        """Return the weight [C_out, C_in, k] that the convolution uses; differentiable."""
+        if self.weight_v is None:
+            assert self.weight is not None
+            return self.weight
+        assert self.weight_g is not None
+        return fold(self.weight_v, self.weight_g)
+
+    def remove_weight_norm(self) -> None:
+        """Replace g and v by the weight they stand for; does nothing where there is no weight norm."""
+        if self.has_weight_norm:
+            self._set_plain(self.folded_weight().detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the convolution [B, C_out, T] of `x` [B, C_in, T]; an empty time axis stays empty."""
+        weight = self.folded_weight()
+        if x.shape[2] == 0:
+            return x.new_zeros(x.shape[0], weight.shape[0], 0)
+        padding = self.dilation * (weight.shape[2] - 1) // 2
+        return F.conv1d(x, weight, self.bias, padding=padding, dilation=self.dilation)
+
+    def extra_repr(self) -> str:
+        out, into, kernel = self.shape
+        return f"{into}, {out}, {kernel}, dilation={self.dilation}, weight_norm={self.has_weight_norm}"
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Rewrite the spelling found to the one in use, then load as usual."""
+        found = {
+            key: state_dict[prefix + name]
+            for name, key in ((_G, "g"), (_V, "v"), ("weight_g", "g"), ("weight_v", "v"), ("weight", "w"))
+            if prefix + name in state_dict
+        }
+        if self.has_weight_norm and "v" not in found and "w" in found:
+            self._respell(state_dict, prefix, weight_g=_row_norms(found["w"]), weight_v=found["w"])
+        elif self.has_weight_norm and {"g", "v"} <= found.keys():
+            self._respell(state_dict, prefix, weight_g=found["g"], weight_v=found["v"])
+        elif not self.has_weight_norm and {"g", "v"} <= found.keys():
+            self._respell(state_dict, prefix, weight=fold(found["v"], found["g"]))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    @staticmethod
+    def _respell(state_dict: dict[str, Any], prefix: str, **tensors: Tensor) -> None:
+        for name in (_G, _V, "weight_g", "weight_v", "weight"):
+            state_dict.pop(prefix + name, None)
+        for name, tensor in tensors.items():
+            state_dict[prefix + name] = tensor
+
+
+def _row_norms(weight: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(weight, dim=(1, 2), keepdim=True)
+    return norms

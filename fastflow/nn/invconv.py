@@ -1,0 +1,75 @@
+"""The invertible 1x1 convolution as a module."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fastflow.nn.packing import Packed
+from fastflow.ops.invconv1x1.api import PLU, invconv1x1, inverse, multiply
+
+
+class InvertibleConv1x1(nn.Module):
+    """Invertible 1x1 convolution over C channels, started from a random rotation (determinant 1).
+
+    Plain, its parameter is `conv.weight` [C, C, 1], the name of WaveGlow. With `plu`, the permutation and the signs are
+    buffers and `lower`, `upper` and `log_s` are learned (Kingma & Dhariwal 2018, "Glow", eq. 10 and 11).
+
+    Args:
+        channels: C.
+        plu: learn the weight as a product of triangular matrices, whose log-determinant is a sum.
+
+    Raises:
+        ValueError: `channels` is not positive.
+    """
+
+    def __init__(self, channels: int, *, plu: bool = False) -> None:
+        super().__init__()
+        if channels < 1:
+            raise ValueError(f"`channels` must be at least 1; got {channels}")
+        self.channels = channels
+        weight = torch.linalg.qr(torch.randn(channels, channels)).Q
+        if torch.linalg.det(weight) < 0:
+            weight[:, 0] = -weight[:, 0]
+        self.plu = plu
+        if plu:
+            factors = PLU.from_weight(weight)
+            self.register_buffer("permutation", factors.permutation)
+            self.register_buffer("sign", factors.sign)
+            self.lower = nn.Parameter(factors.lower)
+            self.upper = nn.Parameter(factors.upper)
+            self.log_s = nn.Parameter(factors.log_s)
+        else:
+            # a plain module that holds the parameter under its published name
+            self.conv = nn.Conv1d(channels, channels, 1, bias=False)
+            self.conv.weight = nn.Parameter(weight[:, :, None])
+        self._inverse: Packed[Tensor] = Packed()
+
+    def weight(self) -> Tensor | PLU:
+        """Return the weight [C, C], or its factors."""
+        if not self.plu:
+            return self.conv.weight[:, :, 0]
+        permutation, sign = self.get_buffer("permutation"), self.get_buffer("sign")
+        return PLU(permutation, self.lower, self.upper, sign, self.log_s)
+
+    def forward(self, x: Tensor, *, mask: Tensor | None = None, reverse: bool = False) -> tuple[Tensor, Tensor]:
+        """Return y [B, C, T] and the log-determinant [B]; see `fastflow.ops.invconv1x1`.
+
+        Raises:
+            ValueError: `x` does not fit, or the weight to invert is singular.
+        """
+        return invconv1x1(x, self.weight(), mask=mask, reverse=reverse)
+
+    def infer(self, y: Tensor) -> Tensor:
+        """Return x [B, C, T] from `y`, without the log-determinant, by an inverse that is kept between calls.
+
+        The inverse is computed in float32 or wider and made again when the weight changes.
+
+        Raises:
+            ValueError: the weight is singular.
+        """
+        matrix = self._inverse.get(self.parameters(), lambda: inverse(self.weight()))
+        return multiply(y, matrix.to(y.dtype))
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, plu={self.plu}"

@@ -1,0 +1,1 @@
+"""Activation normalisation: one shift and one scale per channel."""

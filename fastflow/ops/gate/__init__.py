@@ -1,0 +1,1 @@
+"""The gated activation tanh(x1) * sigmoid(x2)."""

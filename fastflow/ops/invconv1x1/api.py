@@ -1,0 +1,145 @@
+"""Public face of `invconv1x1`: the [C, C] algebra is plain PyTorch, the product with x is the operation."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastflow.ops import checks, registry
+from fastflow.ops.invconv1x1 import reference
+
+
+def _fake_backward(grad: Tensor, x: Tensor, weight: Tensor, mask: Tensor | None) -> list[Tensor]:
+    return [x.new_empty(x.shape), weight.new_empty(weight.shape)]
+
+
+_invconv1x1 = registry.define("invconv1x1", reference.invconv1x1, lambda x, weight, mask: x.new_empty(x.shape))
+_invconv1x1_backward = registry.define(
+    "invconv1x1_backward", reference.invconv1x1_backward, _fake_backward, backward=True
+)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    grads = _invconv1x1_backward(grad, *ctx.saved_tensors)
+    return grads[0], grads[1], None
+
+
+_invconv1x1.register_autograd(_backward, setup_context=_setup)
+
+
+class PLU(NamedTuple):
+    """A weight W = P (L + I) (U + diag(sign * exp(log_s))), Kingma & Dhariwal 2018, "Glow", eq. 10.
+
+    All are [C, C] but for the last two, [C]. Only the strictly lower part of `lower` and the strictly upper part of
+    `upper` are read, so log |det W| = sum(log_s) costs nothing.
+    """
+
+    permutation: Tensor
+    lower: Tensor
+    upper: Tensor
+    sign: Tensor
+    log_s: Tensor
+
+    @classmethod
+    def from_weight(cls, weight: Tensor) -> PLU:
+        """Factor a plain [C, C] weight; ValueError if it is singular."""
+        checks.check_shape("weight", weight, "[C, C]", (weight.shape[0], weight.shape[0]))
+        permutation, lower, upper = torch.linalg.lu(_wide(weight))
+        diagonal = upper.diagonal()
+        if not bool((diagonal != 0).all()):
+            raise ValueError("`weight` must be invertible; got a singular matrix")
+        parts = (permutation, lower.tril(-1), upper.triu(1), diagonal.sign(), diagonal.abs().log())
+        return cls(*(part.to(weight.dtype) for part in parts))
+
+    def weight(self) -> Tensor:
+        """Return W [C, C]."""
+        identity = torch.eye(self.log_s.shape[0], dtype=self.log_s.dtype, device=self.log_s.device)
+        upper = self.upper.triu(1) + torch.diag(self.sign * torch.exp(self.log_s))
+        return self.permutation @ (self.lower.tril(-1) + identity) @ upper
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Return x in float32 or wider: [C, C] algebra is never done in half precision."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def inverse(weight: Tensor | PLU) -> Tensor:
+    """Return the inverse [C, C] of a 1x1 weight, computed and returned in float32 or wider.
+
+    Raises:
+        ValueError: the weight is singular.
+    """
+    w = _wide(weight.weight() if isinstance(weight, PLU) else weight)
+    if torch.compiler.is_compiling():  # the message costs a graph break; linalg.inv raises its own at run time
+        compiled: Tensor = torch.linalg.inv(w)
+        return compiled
+    try:
+        w_inverse: Tensor = torch.linalg.inv(w)
+    except RuntimeError:  # torch.linalg.LinAlgError
+        raise ValueError(f"`weight` must be invertible; got a singular matrix {list(w.shape)}") from None
+    if not bool(torch.isfinite(w_inverse).all()):
+        raise ValueError(f"`weight` must be invertible; got a singular or non-finite matrix {list(w.shape)}")
+    return w_inverse
+
+
+def log_abs_det(weight: Tensor | PLU) -> Tensor:
+    """Return log |det W|, a scalar in float32 or wider."""
+    if isinstance(weight, PLU):
+        return _wide(weight.log_s).sum()
+    result: Tensor = torch.linalg.slogdet(_wide(weight)).logabsdet
+    return result
+
+
+def invconv1x1(
+    x: Tensor, weight: Tensor | PLU, *, mask: Tensor | None = None, reverse: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Invertible 1x1 convolution: y[b, :, t] = W x[b, :, t].
+
+    Formula: Kingma & Dhariwal 2018, "Glow: Generative Flow with Invertible 1x1 Convolutions", section 3.2.
+
+    Args:
+        x: [B, C, T].
+        weight: [C, C] (or the published [C, C, 1]), or a `PLU`.
+        mask: [B, 1, T] or None, multiplied onto y; the log-determinant counts its steps. No gradient flows to it.
+        reverse: multiply by the inverse, computed in float32 or wider.
+
+    Returns:
+        y [B, C, T] and the log-determinant [B]: T (or the mask's sum) times log |det W|, negated in reverse; float32
+        or wider.
+
+    Raises:
+        TypeError: `x` is not a floating-point tensor.
+        ValueError: a shape, dtype or device does not fit, or the weight to invert is singular.
+        BackendError: the backend asked for cannot run this call.
+    """
+    checks.check_floating("x", x)
+    checks.check_shape("x", x, "[B, C, T]", (None, None, None))
+    channels = x.shape[1]
+    if isinstance(weight, Tensor):
+        if weight.dim() == 3 and weight.shape[2] == 1:
+            weight = weight[:, :, 0]
+        checks.check_shape("weight", weight, "[C, C]", (channels, channels))
+        checks.check_like("weight", weight, "x", x)
+    else:
+        checks.check_shape("weight.lower", weight.lower, "[C, C]", (channels, channels))
+        checks.check_like("weight.log_s", weight.log_s, "x", x)
+    matrix = inverse(weight) if reverse else weight.weight() if isinstance(weight, PLU) else weight
+    y = multiply(x, matrix.to(x.dtype), mask=mask)
+    log_det = log_abs_det(weight)
+    if mask is None:
+        log_det = (log_det * x.shape[2]).expand(x.shape[0])
+    else:
+        log_det = log_det * mask.sum((1, 2), dtype=log_det.dtype)
+    return y, -log_det if reverse else log_det
+
+
+def multiply(x: Tensor, matrix: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """Return matrix [C, C] times x [B, C, T] at every step, times `mask`: the product without a log-determinant."""
+    y: Tensor = _invconv1x1(x, matrix, checks.check_mask(mask, "x", x))
+    return y

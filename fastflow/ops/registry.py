@@ -1,0 +1,218 @@
+"""Operations and backends: the schemas, who can run them, why not, and who is asked first.
+
+Schemas live here, in Python, so that fake kernels and reference never need the compiled library. `fastflow::<op>` is
+what models call; it picks a backend on every call. A compiled library implements the same schemas under
+`fastflow_cpu::<op>` and `fastflow_cuda::<op>`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastflow import _native
+
+log = logging.getLogger("fastflow")
+
+_WN_LAYER = (
+    "Tensor h, Tensor conv_weight, Tensor? conv_bias, Tensor res_skip_weight, Tensor? res_skip_bias, Tensor? cond, "
+    "Tensor? cond_weight, Tensor? cond_bias, Tensor? input_bias, Tensor? mask, int dilation, bool causal, "
+    "float res_scale, bool residual"
+)
+_WN = (
+    "Tensor h, Tensor[] conv_weights, Tensor[] conv_biases, Tensor[] res_skip_weights, Tensor[] res_skip_biases, "
+    "Tensor? cond, Tensor[] cond_weights, Tensor[] cond_biases, Tensor[] input_biases, Tensor? mask, int[] dilations, "
+    "bool causal, float res_scale, float skip_scale, bool last_residual"
+)
+_AFFINE_COUPLING = "Tensor x, Tensor shift, Tensor? log_scale, Tensor? mask, str form, bool reverse"
+_INVCONV1X1 = "Tensor x, Tensor weight, Tensor? mask"
+_ACTNORM = "Tensor x, Tensor loc, Tensor scale, Tensor? mask, bool reverse"
+
+SCHEMAS = {
+    "gate": "(Tensor x) -> Tensor",
+    "wn_layer": f"({_WN_LAYER}) -> (Tensor, Tensor)",
+    "wn": f"({_WN}) -> Tensor",
+    "affine_coupling": f"({_AFFINE_COUPLING}) -> (Tensor, Tensor)",
+    "invconv1x1": f"({_INVCONV1X1}) -> Tensor",
+    "actnorm": f"({_ACTNORM}) -> Tensor",
+}
+"""Schema of each operation. Shapes and formulas are in the docstring of its public function."""
+
+# A backward takes the gradients of the outputs, then the inputs of the forward. It returns one gradient per
+# differentiable input, in the order of the forward's arguments (an empty tensor where `needs` is false or the input is
+# None; lists are spliced in). Backends may implement it; where one does not, the reference formula runs.
+BACKWARD_SCHEMAS = {
+    "gate_backward": "(Tensor grad, Tensor x) -> Tensor",
+    "wn_layer_backward": f"(Tensor grad_h, Tensor grad_skip, {_WN_LAYER}, bool[] needs) -> Tensor[]",
+    "wn_backward": f"(Tensor grad, {_WN}, bool[] needs) -> Tensor[]",
+    "affine_coupling_backward": f"(Tensor grad, Tensor grad_log_det, {_AFFINE_COUPLING}) -> Tensor[]",
+    "invconv1x1_backward": f"(Tensor grad, {_INVCONV1X1}) -> Tensor[]",
+    "actnorm_backward": f"(Tensor grad, {_ACTNORM}) -> Tensor[]",
+}
+
+BACKENDS = ("reference", "cpu", "triton", "cuda")
+
+# `auto` asks from left to right. The first C++ kernels prove the path; for the products PyTorch's own convolutions
+# (oneDNN) are faster, so `auto` keeps to them. Elementwise kernels fuse what PyTorch does in several passes.
+_AUTO_CPU = {
+    "gate": ("cpu", "reference"),
+    "affine_coupling": ("cpu", "reference"),
+    "actnorm": ("cpu", "reference"),
+}
+_AUTO_CUDA = {"gate": ("cuda", "reference")}
+
+
+class BackendError(RuntimeError):
+    """A backend that was asked for by name cannot run; the message says why."""
+
+
+class BackendStatus(NamedTuple):
+    """One line of `status()`."""
+
+    backend: str
+    can_run: bool
+    reason: str
+
+
+# The implementations of every backend: {backend: {operation: function}}. Filled by `implement`.
+_implementations: dict[str, dict[str, Callable[..., Any]]] = {name: {} for name in BACKENDS}
+_requested = "auto"
+_chosen: set[tuple[str, str, str]] = set()
+
+
+def implement(backend: str, op: str, function: Callable[..., Any]) -> None:
+    """Register `function` as `backend`'s implementation of `op` (a name of SCHEMAS or BACKWARD_SCHEMAS)."""
+    _implementations[backend][op] = function
+
+
+def _unavailable(backend: str) -> str | None:
+    """Return why `backend` cannot run anything on this machine, or None."""
+    if backend == "reference":
+        return None
+    if backend == "triton":
+        return "this version has no Triton kernels"
+    reason = _native.status()[backend]
+    if reason is None and backend == "cuda" and not torch.cuda.is_available():
+        return "no CUDA device is available"
+    return reason
+
+
+def _unsupported(backend: str, op: str, x: Tensor) -> str | None:
+    """Return why `backend` cannot run `op` on a tensor like `x`, or None. All support rules are here."""
+    reason = _unavailable(backend)
+    if reason is not None:
+        return reason
+    if op not in _implementations[backend]:
+        return f"it has no `{op}` kernel"
+    if backend == "cpu":
+        if x.device.type != "cpu":
+            return f"the tensors are on {x.device}"
+        if x.dtype not in (torch.float32, torch.float64):
+            return f"its kernels take float32 and float64; got {x.dtype}"
+    if backend == "cuda" and x.device.type != "cuda":
+        return f"the tensors are on {x.device}"
+    return None
+
+
+def _resolve(op: str, x: Tensor) -> Callable[..., Any]:
+    """Return the implementation of `op` for tensors like `x`, by the backend asked for."""
+    if _requested != "auto":
+        reason = _unsupported(_requested, op, x)
+        if reason is not None:
+            raise BackendError(f"backend '{_requested}' cannot run `{op}`: {reason}")
+        return _implementations[_requested][op]
+    order = (_AUTO_CUDA if x.device.type == "cuda" else _AUTO_CPU).get(op, ("reference",))
+    backend = next(name for name in order if _unsupported(name, op, x) is None)
+    if (op, x.device.type, backend) not in _chosen:
+        _chosen.add((op, x.device.type, backend))
+        log.info("`%s` on %s runs on backend '%s'", op, x.device.type, backend)
+    return _implementations[backend][op]
+
+
+def _resolve_backward(op: str, x: Tensor) -> Callable[..., Any]:
+    """Return the implementation of a backward: the asked-for backend's own, else the reference formula."""
+    if _requested != "auto" and _unsupported(_requested, op, x) is None:
+        return _implementations[_requested][op]
+    return _implementations["reference"][op]
+
+
+def _contiguous(result: Any) -> Any:
+    """Return the result with contiguous tensors, as the fake kernels promise for every backend."""
+    if isinstance(result, Tensor):
+        return result.contiguous()
+    return type(result)(x.contiguous() for x in result)
+
+
+def define(op: str, reference: Callable[..., Any], fake: Callable[..., Any], *, backward: bool = False) -> Any:
+    """Define `fastflow::<op>` with its reference and its fake kernel; return it, for `register_autograd`."""
+    resolve = _resolve_backward if backward else _resolve
+
+    def dispatch(*args: Any) -> Any:
+        x = args[0]
+        implementation = resolve(op, x)
+        if torch.is_autocast_enabled(x.device.type):
+            # The public functions have cast already; inside, the reference computes in the dtype it was given.
+            with torch.autocast(x.device.type, enabled=False):
+                return _contiguous(implementation(*args))
+        return _contiguous(implementation(*args))
+
+    schema = BACKWARD_SCHEMAS[op] if backward else SCHEMAS[op]
+    custom = torch.library.custom_op(f"fastflow::{op}", dispatch, mutates_args=(), schema=schema)
+    custom.register_fake(fake)
+    implement("reference", op, reference)
+    return custom
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run the operations inside the `with` block on one backend.
+
+    Args:
+        name: "reference", "cpu", "triton", "cuda", or "auto" (the fastest that can run). The choice holds for the
+            whole process, like the flags in `torch.backends`, so that backward threads see it too.
+
+    Raises:
+        ValueError: the name is not one of these.
+        BackendError: the backend cannot run on this machine (at once), or cannot run an operation (when called).
+    """
+    global _requested
+    if name not in (*BACKENDS, "auto"):
+        raise ValueError(f"`name` must be one of {', '.join((*BACKENDS, 'auto'))}; got {name!r}")
+    if name != "auto" and (reason := _unavailable(name)) is not None:
+        raise BackendError(f"backend '{name}' cannot run: {reason}")
+    before, _requested = _requested, name
+    try:
+        yield
+    finally:
+        _requested = before
+
+
+def status() -> list[BackendStatus]:
+    """Return for every backend whether it can run here, with its operations or the reason why not."""
+    rows = []
+    for name in BACKENDS:
+        reason = _unavailable(name)
+        operations = ", ".join(op for op in SCHEMAS if op in _implementations[name])
+        rows.append(BackendStatus(name, reason is None, reason if reason is not None else f"operations: {operations}"))
+    return rows
+
+
+def _register_native() -> None:
+    """Define the schemas for the compiled libraries and register what each of them implements."""
+    _native.load()
+    for backend, key in (("cpu", "CPU"), ("cuda", "CUDA")):
+        library: Any = torch.library.Library(f"fastflow_{backend}", "DEF")  # type: ignore[no-untyped-call]
+        _libraries.append(library)
+        for op, schema in SCHEMAS.items():
+            library.define(op + schema)
+            if torch._C._dispatch_has_kernel_for_dispatch_key(f"fastflow_{backend}::{op}", key):
+                implement(backend, op, getattr(getattr(torch.ops, f"fastflow_{backend}"), op))
+
+
+_libraries: list[torch.library.Library] = []  # a Library takes its definitions back when it is collected
+_register_native()

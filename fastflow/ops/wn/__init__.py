@@ -1,0 +1,1 @@
+"""The WN block: a stack of `wn_layer` with summed skips."""

@@ -1,0 +1,181 @@
+"""Public face of `wn`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from fastflow.ops import checks, registry
+from fastflow.ops.wn import reference
+from fastflow.ops.wn_layer.api import check_cond, check_layer
+
+_DIFFERENTIABLE = 9  # h to input_biases; the mask and the options follow
+
+
+def _skip_channels(h: Tensor, res_skip_weights: Sequence[Tensor], last_residual: bool) -> int:
+    return res_skip_weights[-1].shape[0] - (h.shape[1] if last_residual else 0)
+
+
+def _fake(h: Tensor, *rest: Any) -> Tensor:
+    return h.new_empty(h.shape[0], _skip_channels(h, rest[2], rest[-1]), h.shape[2])
+
+
+def _fake_backward(grad: Tensor, *rest: Any) -> list[Tensor]:
+    inputs, needs = rest[:_DIFFERENTIABLE], rest[-1]
+    grads = []
+    for x, need in zip(inputs, needs, strict=True):
+        for tensor in x if isinstance(x, list | tuple) else [] if x is None else [x]:
+            grads.append(tensor.new_empty(tensor.shape) if need else grad.new_empty(0))
+    return grads
+
+
+_wn = registry.define("wn", reference.wn, _fake)
+_wn_backward = registry.define("wn_backward", reference.wn_backward, _fake_backward, backward=True)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    tensors = inputs[: _DIFFERENTIABLE + 1]
+    ctx.save_for_backward(*[t for x in tensors for t in (x if isinstance(x, list | tuple) else [x])])
+    ctx.lengths = [len(x) if isinstance(x, list | tuple) else None for x in tensors]
+    ctx.options = inputs[_DIFFERENTIABLE + 1 :]
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    saved = iter(ctx.saved_tensors)
+    inputs = [next(saved) if n is None else [next(saved) for _ in range(n)] for n in ctx.lengths]
+    needs = [any(n) if isinstance(n, list | tuple) else bool(n) for n in ctx.needs_input_grad[:_DIFFERENTIABLE]]
+    flat = iter(_wn_backward(grad, *inputs, *ctx.options, needs))
+    grads: list[Any] = []
+    for x, need in zip(inputs[:_DIFFERENTIABLE], needs, strict=True):
+        if isinstance(x, list):
+            items = [next(flat) for _ in x]
+            grads.append(items if need else [None] * len(x))
+        else:
+            item = None if x is None else next(flat)
+            grads.append(item if need else None)
+    return (*grads, *[None] * (1 + len(ctx.options)))
+
+
+_wn.register_autograd(_backward, setup_context=_setup)
+
+
+def wn(
+    h: Tensor,
+    conv_weights: Sequence[Tensor],
+    conv_biases: Sequence[Tensor],
+    res_skip_weights: Sequence[Tensor],
+    res_skip_biases: Sequence[Tensor],
+    cond: Tensor | None = None,
+    cond_weights: Sequence[Tensor] = (),
+    cond_biases: Sequence[Tensor] = (),
+    input_biases: Sequence[Tensor] = (),
+    mask: Tensor | None = None,
+    *,
+    dilations: Sequence[int],
+    causal: bool = False,
+    res_scale: float = 1.0,
+    skip_scale: float = 1.0,
+    last_residual: bool = False,
+) -> Tensor:
+    """A stack of L gated dilated convolution layers (see `wn_layer`) with summed skips.
+
+    This one block, its weights re-laid, is the `WN` of WaveGlow, Glow-TTS and VITS and the residual stack of
+    Parallel WaveGAN, DiffWave and FloWaveNet. An empty sequence means that no layer has that argument.
+
+    Args:
+        h: [B, C, T].
+        conv_weights: L tensors [2G, C, k], k odd.
+        conv_biases: L tensors [2G], or empty.
+        res_skip_weights: L tensors [C + S, G], residual rows first; the last is [S, G] unless `last_residual`.
+        res_skip_biases: L tensors, one value per row of these, or empty.
+        cond: conditioning [B, C_c, T], [B, C_c, 1] for the whole length, or None.
+        cond_weights: L tensors [2G, C_c]; empty when `cond` is already projected: [B, L * 2G, T or 1], layer by layer.
+        cond_biases: L tensors [2G], or empty.
+        input_biases: L tensors [B or 1, C] added before each convolution, or empty.
+        mask: [B, 1, T] or None, applied to h after each layer and to the result. No gradient flows to it.
+        dilations: L dilations.
+        causal: pad on the left only, instead of on both sides.
+        res_scale: factor on each residual sum.
+        skip_scale: factor on the sum of the skips.
+        last_residual: the last layer has residual rows too; they are not used.
+
+    Returns:
+        [B, S, T].
+
+    Raises:
+        TypeError: `h` is not a floating-point tensor.
+        ValueError: a shape, dtype, device or count does not fit.
+        BackendError: the backend asked for cannot run this call.
+    """
+    checks.check_floating("h", h)
+    checks.check_shape("h", h, "[B, C, T]", (None, None, None))
+    count = len(conv_weights)
+    if count == 0:
+        raise ValueError("`conv_weights` must have one tensor per layer; got none")
+    lists = {
+        "conv_weights": conv_weights,
+        "conv_biases": conv_biases,
+        "res_skip_weights": res_skip_weights,
+        "res_skip_biases": res_skip_biases,
+        "cond_weights": cond_weights,
+        "cond_biases": cond_biases,
+        "input_biases": input_biases,
+    }
+    required = ("conv_weights", "res_skip_weights")
+    for name, items in (*lists.items(), ("dilations", dilations)):
+        if len(items) != count and (len(items) or name in (*required, "dilations")):
+            raise ValueError(f"`{name}` must have {count} entries, one per layer; got {len(items)}")
+    skip_channels = _skip_channels(h, res_skip_weights, last_residual)
+    for i in range(count):
+        residual = last_residual or i < count - 1
+        check_layer(h, conv_weights[i], res_skip_weights[i], residual, dilations[i], name=f"{{}}s[{i}]")
+        expected = (h.shape[1] if residual else 0) + skip_channels
+        if res_skip_weights[i].shape[0] != expected:
+            raise ValueError(
+                f"`res_skip_weights[{i}]` must have {expected} rows, residual and skip; "
+                f"got {list(res_skip_weights[i].shape)}"
+            )
+        rows = conv_weights[i].shape[0]
+        if cond is None or cond_weights:
+            weight = cond_weights[i] if cond_weights else None
+            check_cond(h, cond, rows, weight, f"cond_weights[{i}]")
+        for name, size in (("conv_biases", rows), ("cond_biases", rows), ("res_skip_biases", expected)):
+            if lists[name]:
+                checks.check_shape(f"{name}[{i}]", lists[name][i], "one value per row of its weight", (size,))
+        if input_biases:
+            checks.check_shape(f"input_biases[{i}]", input_biases[i], "[B or 1, C]", (None, h.shape[1]))
+            if input_biases[i].shape[0] not in (1, h.shape[0]):
+                raise ValueError(f"`input_biases[{i}]` must be [B or 1, C]; got {list(input_biases[i].shape)}")
+    if cond is not None and not cond_weights:
+        check_cond(h, cond, sum(w.shape[0] for w in conv_weights), None, "cond_weights")
+    if cond_biases and not cond_weights:
+        raise ValueError("`cond_biases` must come with `cond_weights`; got them alone")
+
+    first, projected = checks.autocast(h.device, h, cond)
+    assert first is not None
+    checks.check_like("cond", projected, "h", first)
+    cast = {name: list(checks.autocast(h.device, *items)) for name, items in lists.items()}
+    for name, items in cast.items():
+        for i, tensor in enumerate(items):
+            checks.check_like(f"{name}[{i}]", tensor, "h", first)
+    mask = checks.check_mask(mask, "h", first)
+    out: Tensor = _wn(
+        first,
+        cast["conv_weights"],
+        cast["conv_biases"],
+        cast["res_skip_weights"],
+        cast["res_skip_biases"],
+        projected,
+        cast["cond_weights"],
+        cast["cond_biases"],
+        cast["input_biases"],
+        mask,
+        list(dilations),
+        causal,
+        float(res_scale),
+        float(skip_scale),
+        last_residual,
+    )
+    return out

@@ -1,0 +1,207 @@
+"""Plain PyTorch: the specification of `wn`."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastflow.ops.gate.reference import gate
+from fastflow.ops.wn_layer.reference import layer_backward, preactivation, residual_and_skip
+
+
+class _Layer(NamedTuple):
+    """What layer i takes out of the block's arguments, in the order of `wn_layer`'s."""
+
+    conv_weight: Tensor
+    conv_bias: Tensor | None
+    res_skip_weight: Tensor
+    res_skip_bias: Tensor | None
+    cond: Tensor | None
+    cond_weight: Tensor | None
+    cond_bias: Tensor | None
+    input_bias: Tensor | None
+    dilation: int
+    residual: bool
+
+
+def _layers(
+    conv_weights: list[Tensor],
+    conv_biases: list[Tensor],
+    res_skip_weights: list[Tensor],
+    res_skip_biases: list[Tensor],
+    cond: Tensor | None,
+    cond_weights: list[Tensor],
+    cond_biases: list[Tensor],
+    input_biases: list[Tensor],
+    dilations: list[int],
+    last_residual: bool,
+) -> list[_Layer]:
+    def at(items: list[Tensor], i: int) -> Tensor | None:
+        return items[i] if items else None
+
+    count = len(conv_weights)
+    layers = []
+    for i in range(count):
+        cond_i = cond
+        if cond is not None and not cond_weights:  # projected for all layers at once: take this layer's rows
+            rows = conv_weights[i].shape[0]
+            cond_i = cond[:, i * rows : (i + 1) * rows]
+        layers.append(
+            _Layer(
+                conv_weights[i],
+                at(conv_biases, i),
+                res_skip_weights[i],
+                at(res_skip_biases, i),
+                cond_i,
+                at(cond_weights, i),
+                at(cond_biases, i),
+                at(input_biases, i),
+                dilations[i],
+                last_residual or i < count - 1,
+            )
+        )
+    return layers
+
+
+def _gate_input(h: Tensor, layer: _Layer, causal: bool) -> Tensor:
+    return preactivation(
+        h,
+        layer.conv_weight,
+        layer.conv_bias,
+        layer.cond,
+        layer.cond_weight,
+        layer.cond_bias,
+        layer.input_bias,
+        layer.dilation,
+        causal,
+    )
+
+
+def wn(
+    h: Tensor,
+    conv_weights: list[Tensor],
+    conv_biases: list[Tensor],
+    res_skip_weights: list[Tensor],
+    res_skip_biases: list[Tensor],
+    cond: Tensor | None,
+    cond_weights: list[Tensor],
+    cond_biases: list[Tensor],
+    input_biases: list[Tensor],
+    mask: Tensor | None,
+    dilations: list[int],
+    causal: bool,
+    res_scale: float,
+    skip_scale: float,
+    last_residual: bool,
+) -> Tensor:
+    out: Tensor | None = None
+    for layer in _layers(
+        conv_weights,
+        conv_biases,
+        res_skip_weights,
+        res_skip_biases,
+        cond,
+        cond_weights,
+        cond_biases,
+        input_biases,
+        dilations,
+        last_residual,
+    ):
+        a = gate(_gate_input(h, layer, causal))
+        h, skip = residual_and_skip(h, a, layer.res_skip_weight, layer.res_skip_bias, mask, res_scale, layer.residual)
+        out = skip if out is None else out.add_(skip)
+    assert out is not None
+    if skip_scale != 1.0:
+        out *= skip_scale
+    return out if mask is None else out * mask
+
+
+def wn_backward(
+    grad: Tensor,
+    h: Tensor,
+    conv_weights: list[Tensor],
+    conv_biases: list[Tensor],
+    res_skip_weights: list[Tensor],
+    res_skip_biases: list[Tensor],
+    cond: Tensor | None,
+    cond_weights: list[Tensor],
+    cond_biases: list[Tensor],
+    input_biases: list[Tensor],
+    mask: Tensor | None,
+    dilations: list[int],
+    causal: bool,
+    res_scale: float,
+    skip_scale: float,
+    last_residual: bool,
+    needs: list[bool],
+) -> list[Tensor]:
+    """Run the block again, keeping each layer's input and gate input, then go backward through the layers.
+
+    `needs` has one entry for each of the nine differentiable arguments, h to input_biases, as in `wn_layer_backward`.
+    The result has one gradient per tensor of these, lists spliced in; cond's is there only where cond is.
+    """
+    layers = _layers(
+        conv_weights,
+        conv_biases,
+        res_skip_weights,
+        res_skip_biases,
+        cond,
+        cond_weights,
+        cond_biases,
+        input_biases,
+        dilations,
+        last_residual,
+    )
+    kept = []
+    x = h
+    for layer in layers:
+        u = _gate_input(x, layer, causal)
+        kept.append((x, u))
+        if layer.residual:
+            x, _ = residual_and_skip(
+                x, gate(u), layer.res_skip_weight, layer.res_skip_bias, mask, res_scale, layer.residual
+            )
+
+    grad_skip = grad * skip_scale
+    if mask is not None:
+        grad_skip = grad_skip * mask
+    # the last layer's residual output, where it has one, goes nowhere
+    grad_h = x.new_zeros(x.shape)
+    grad_cond: Tensor | None = None
+    projected: list[Tensor] = []
+    rows: list[list[Tensor | None]] = []
+    for i in reversed(range(len(layers))):
+        layer, (x, u) = layers[i], kept.pop()
+        g = layer_backward(
+            grad_h,
+            grad_skip,
+            u,
+            x,
+            *layer[:8],
+            mask,
+            layer.dilation,
+            causal,
+            res_scale,
+            layer.residual,
+            [i > 0 or needs[0], *needs[1:]],
+        )
+        grad_h = g[0] if g[0] is not None else grad_h
+        if g[5] is not None:
+            if cond_weights:
+                grad_cond = g[5] if grad_cond is None else grad_cond.add_(g[5])
+            else:
+                projected.insert(0, g[5])
+        rows.insert(0, g)
+    if projected:
+        grad_cond = torch.cat(projected, 1)
+
+    flat: list[Tensor | None] = [grad_h if needs[0] else None]
+    for items, column in ((conv_weights, 1), (conv_biases, 2), (res_skip_weights, 3), (res_skip_biases, 4)):
+        flat += [rows[i][column] for i in range(len(items))]
+    if cond is not None:
+        flat.append(grad_cond)
+    for items, column in ((cond_weights, 6), (cond_biases, 7), (input_biases, 8)):
+        flat += [rows[i][column] for i in range(len(items))]
+    return [h.new_empty(0) if g is None else g for g in flat]

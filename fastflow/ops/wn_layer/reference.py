@@ -1,0 +1,234 @@
+"""Plain PyTorch: the specification of `wn_layer`."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastflow.ops.gate.reference import gate, gate_backward
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, causal: bool) -> Tensor:
+    """Dilated convolution [B, C, T] -> [B, 2G, T], padded with zeros on both sides, or on the left if causal."""
+    if x.numel() == 0:  # conv1d refuses an empty time axis
+        return x.new_zeros(x.shape[0], weight.shape[0], x.shape[2])
+    span = dilation * (weight.shape[2] - 1)
+    if causal:
+        return F.conv1d(F.pad(x, (span, 0)), weight, bias, dilation=dilation)
+    return F.conv1d(x, weight, bias, padding=span // 2, dilation=dilation)
+
+
+def _project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """1x1 convolution with a [M, N] weight: [B, N, T] -> [B, M, T]."""
+    return _convolve(x, weight[:, :, None], bias, 1, False)
+
+
+def preactivation(
+    h: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    cond: Tensor | None,
+    cond_weight: Tensor | None,
+    cond_bias: Tensor | None,
+    input_bias: Tensor | None,
+    dilation: int,
+    causal: bool,
+) -> Tensor:
+    """Return u [B, 2G, T], the input of the gate."""
+    x = h if input_bias is None else h + input_bias[:, :, None]
+    u = _convolve(x, conv_weight, conv_bias, dilation, causal)
+    if cond is not None:
+        u += cond if cond_weight is None else _project(cond, cond_weight, cond_bias)
+    return u
+
+
+def residual_and_skip(
+    h: Tensor,
+    a: Tensor,
+    res_skip_weight: Tensor,
+    res_skip_bias: Tensor | None,
+    mask: Tensor | None,
+    res_scale: float,
+    residual: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return the layer's outputs from its gated activation a [B, G, T]."""
+    r = _project(a, res_skip_weight, res_skip_bias)
+    if not residual:
+        return h.new_empty(h.shape[0], 0, h.shape[2]), r
+    h_out = (h + r[:, : h.shape[1]]) * res_scale
+    return (h_out if mask is None else h_out * mask), r[:, h.shape[1] :]
+
+
+def wn_layer(
+    h: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    res_skip_weight: Tensor,
+    res_skip_bias: Tensor | None,
+    cond: Tensor | None,
+    cond_weight: Tensor | None,
+    cond_bias: Tensor | None,
+    input_bias: Tensor | None,
+    mask: Tensor | None,
+    dilation: int,
+    causal: bool,
+    res_scale: float,
+    residual: bool,
+) -> tuple[Tensor, Tensor]:
+    u = preactivation(h, conv_weight, conv_bias, cond, cond_weight, cond_bias, input_bias, dilation, causal)
+    return residual_and_skip(h, gate(u), res_skip_weight, res_skip_bias, mask, res_scale, residual)
+
+
+def _convolve_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, dilation: int, causal: bool, needs: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of `_convolve` for x, weight and bias."""
+    if x.numel() == 0:
+        return torch.zeros_like(x), torch.zeros_like(weight), weight.new_zeros(weight.shape[0])
+    span = dilation * (weight.shape[2] - 1)
+    padding = 0 if causal else span // 2
+    grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+        grad,
+        F.pad(x, (span, 0)) if causal else x,
+        weight,
+        [weight.shape[0]],
+        [1],
+        [padding],
+        [dilation],
+        False,
+        [0],
+        1,
+        list(needs),
+    )
+    if causal and grad_x is not None:
+        grad_x = grad_x[:, :, span:]
+    return grad_x, grad_weight, grad_bias
+
+
+def wn_layer_backward(
+    grad_h: Tensor,
+    grad_skip: Tensor,
+    h: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    res_skip_weight: Tensor,
+    res_skip_bias: Tensor | None,
+    cond: Tensor | None,
+    cond_weight: Tensor | None,
+    cond_bias: Tensor | None,
+    input_bias: Tensor | None,
+    mask: Tensor | None,
+    dilation: int,
+    causal: bool,
+    res_scale: float,
+    residual: bool,
+    needs: list[bool],
+) -> list[Tensor]:
+    """Recompute the gate's input, then go backward through the layer; see `layer_backward`."""
+    u = preactivation(h, conv_weight, conv_bias, cond, cond_weight, cond_bias, input_bias, dilation, causal)
+    grads = layer_backward(
+        grad_h,
+        grad_skip,
+        u,
+        h,
+        conv_weight,
+        conv_bias,
+        res_skip_weight,
+        res_skip_bias,
+        cond,
+        cond_weight,
+        cond_bias,
+        input_bias,
+        mask,
+        dilation,
+        causal,
+        res_scale,
+        residual,
+        needs,
+    )
+    return [h.new_empty(0) if g is None else g for g in grads]
+
+
+def layer_backward(
+    grad_h: Tensor,
+    grad_skip: Tensor,
+    u: Tensor,
+    h: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    res_skip_weight: Tensor,
+    res_skip_bias: Tensor | None,
+    cond: Tensor | None,
+    cond_weight: Tensor | None,
+    cond_bias: Tensor | None,
+    input_bias: Tensor | None,
+    mask: Tensor | None,
+    dilation: int,
+    causal: bool,
+    res_scale: float,
+    residual: bool,
+    needs: list[bool],
+) -> list[Tensor | None]:
+    """Return the gradients of the nine inputs h to input_bias, None where not needed or not given."""
+    grad_r = grad_skip
+    if residual:
+        grad_h = grad_h * res_scale if mask is None else grad_h * (mask * res_scale)
+        grad_r = torch.cat((grad_h, grad_skip), 1)
+    grad_a, grad_res_skip_weight, grad_res_skip_bias = _convolve_backward(
+        grad_r,
+        gate(u),
+        res_skip_weight[:, :, None],
+        1,
+        False,
+        (True, needs[3], needs[4] and res_skip_bias is not None),
+    )
+    assert grad_a is not None
+    grad_u = gate_backward(grad_a, u)
+
+    x = h if input_bias is None else h + input_bias[:, :, None]
+    needs_x = needs[0] or (needs[8] and input_bias is not None)
+    grad_x, grad_conv_weight, grad_conv_bias = _convolve_backward(
+        grad_u, x, conv_weight, dilation, causal, (needs_x, needs[1], needs[2] and conv_bias is not None)
+    )
+
+    grad_cond = grad_cond_weight = grad_cond_bias = None
+    if cond is not None:
+        # global conditioning is one column for all time
+        grad_projected = grad_u.sum(2, keepdim=True) if cond.shape[2] == 1 else grad_u
+        if cond_weight is None:
+            grad_cond = grad_projected
+        else:
+            grad_cond, grad_cond_weight, grad_cond_bias = _convolve_backward(
+                grad_projected,
+                cond,
+                cond_weight[:, :, None],
+                1,
+                False,
+                (needs[5], needs[6], needs[7] and cond_bias is not None),
+            )
+
+    grad_input_bias = None
+    if input_bias is not None and needs[8]:
+        assert grad_x is not None
+        grad_input_bias = grad_x.sum(2)
+        if input_bias.shape[0] == 1:
+            grad_input_bias = grad_input_bias.sum(0, keepdim=True)
+    grad_h_in = grad_x
+    if residual and grad_x is not None:
+        grad_h_in = grad_x + grad_h
+
+    def squeeze(g: Tensor | None) -> Tensor | None:
+        return None if g is None else g[:, :, 0]
+
+    return [
+        grad_h_in if needs[0] else None,
+        grad_conv_weight,
+        grad_conv_bias,
+        squeeze(grad_res_skip_weight),
+        grad_res_skip_bias,
+        grad_cond if needs[5] else None,
+        squeeze(grad_cond_weight),
+        grad_cond_bias,
+        grad_input_bias,
+    ]

@@ -1,0 +1,234 @@
+"""Builds fastflow/_cpu.so and fastflow/_cuda.so against PyTorch's stable C ABI.
+
+Neither library contains a Py_* symbol, so one wheel serves every Python and every torch >= 2.10. They are
+plain shared libraries, loaded with torch.ops.load_library, not extension modules; hence the build step here.
+
+Environment:
+    FASTFLOW_BUILD_CPU=0     leave out the cpu library (and with it the cuda library): a pure Python package
+    FASTFLOW_BUILD_CUDA=0    leave out the cuda library
+    FASTFLOW_CUDA_ARCHS      compute capabilities for the cuda library, such as "80 90"
+    CUDA_HOME, CXX, MAX_JOBS as usual
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).parent.resolve()
+TORCH_TARGET_VERSION = "0x020a000000000000"  # 2.10: the oldest PyTorch whose ABI has all that csrc/ calls
+DEFAULT_CUDA_ARCHS = "75 80 86 89 90 100 120"
+
+COMMON_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+# PyTorch's std::optional<Tensor> sets off a false -Wmaybe-uninitialized in GCC 12.
+HOST_FLAGS = [*COMMON_FLAGS, "-Wno-maybe-uninitialized", f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
+# What lets loops over the branch-free exp, tanh and sigmoid become vector code. Neither changes a result.
+KERNEL_FLAGS = [*COMMON_FLAGS, "-Wno-psabi", "-fno-math-errno", "-fno-trapping-math"]
+INSTRUCTION_SETS = {"baseline": []}
+if platform.machine().lower() in ("x86_64", "amd64"):
+    HOST_FLAGS.append("-DFASTFLOW_X86")
+    avx2 = ["-mavx2", "-mfma"]
+    avx512 = ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mprefer-vector-width=512"]
+    INSTRUCTION_SETS |= {"avx2": avx2, "avx512": avx2 + avx512}
+
+
+def switched_off(variable: str) -> bool:
+    return os.environ.get(variable) == "0"
+
+
+def find_torch() -> Path | None:
+    """Return torch's folder without importing it."""
+    spec = importlib.util.find_spec("torch")
+    folder = Path(spec.origin).parent if spec and spec.origin else None
+    return folder if folder and (folder / "include/torch/csrc/stable/library.h").exists() else None
+
+
+def find_compiler() -> str | None:
+    candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    return next((found for name in candidates if (found := shutil.which(name))), None)
+
+
+def find_ninja() -> str | None:
+    beside_python = shutil.which("ninja", path=str(Path(sys.executable).parent))
+    return beside_python or shutil.which("ninja")
+
+
+def find_cuda_home() -> Path | None:
+    """Return the toolkit that nvcc itself belongs to: the nvcc on PATH may be a wrapper script."""
+    home = os.environ.get("CUDA_HOME")
+    nvcc = shutil.which("nvcc", path=str(Path(home) / "bin")) if home else shutil.which("nvcc")
+    if not nvcc:
+        return None
+    dry_run = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True, check=False)
+    top = re.search(r"^#\$ TOP=(.+)$", dry_run.stderr, re.MULTILINE)
+    return Path(top.group(1).strip()).resolve() if top else Path(nvcc).resolve().parent.parent
+
+
+def what_is_missing() -> str | None:
+    """Return why no library can be built, or None."""
+    if not sys.platform.startswith("linux"):
+        return f"they are built on Linux only, and this is {sys.platform}"
+    if find_compiler() is None:
+        return f"no C++ compiler was found ({os.environ.get('CXX') or 'c++, g++, clang++'})"
+    if find_torch() is None:
+        return "PyTorch's headers were not found (torch 2.10 or newer)"
+    if find_ninja() is None:
+        return "ninja was not found"
+    return None
+
+
+def backends() -> list[str]:
+    """Return the libraries to build: "cpu", "cuda"."""
+    if switched_off("FASTFLOW_BUILD_CPU") or what_is_missing():
+        return []
+    with_cuda = not switched_off("FASTFLOW_BUILD_CUDA") and find_cuda_home() is not None
+    return ["cpu", "cuda"] if with_cuda else ["cpu"]
+
+
+def max_jobs() -> int:
+    """Return how many compilers may run at once: one per core, and 2 GB of free memory for each."""
+    if os.environ.get("MAX_JOBS"):
+        return int(os.environ["MAX_JOBS"])
+    free_bytes = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(len(os.sched_getaffinity(0)), free_bytes // (2 << 30)))
+
+
+def cuda_arch_flags(nvcc: Path) -> list[str]:
+    """Return machine code for every architecture that nvcc knows, and PTX of the newest for those to come."""
+    known = set(re.findall(r"compute_(\d+)", subprocess.check_output([nvcc, "--list-gpu-arch"], text=True)))
+    asked = os.environ.get("FASTFLOW_CUDA_ARCHS")
+    wanted = (asked or DEFAULT_CUDA_ARCHS).replace(".", "").replace(",", " ").replace(";", " ").split()
+    unknown = [arch for arch in wanted if arch not in known]
+    if asked and unknown:
+        raise SystemExit(f"`FASTFLOW_CUDA_ARCHS` must name architectures that nvcc knows; got {' '.join(unknown)}")
+    archs = sorted((arch for arch in wanted if arch in known), key=int)
+    flags = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+    return [*flags, f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}"]
+
+
+class NinjaFile:
+    """The few parts of ninja's language that two libraries need."""
+
+    def __init__(self, folder: Path) -> None:
+        self.lines = ["ninja_required_version = 1.3", f"builddir = {self.escape(folder)}"]
+
+    @staticmethod
+    def escape(path: Path | str) -> str:
+        return str(path).replace("$", "$$").replace(":", "$:").replace(" ", "$ ")
+
+    def rule(self, name: str, command: list[str | Path], tail: str, depfile: bool) -> None:
+        quoted = " ".join(shlex.quote(str(word)) for word in command).replace("$", "$$")
+        self.lines += [f"rule {name}", f"  command = {quoted} {tail}", f"  description = {name} $out"]
+        if depfile:
+            self.lines += ["  depfile = $out.d", "  deps = gcc"]
+
+    def build(self, output: str, rule: str, inputs: list[str], flags: str = "") -> str:
+        self.lines.append(f"build {self.escape(output)}: {rule} {' '.join(map(self.escape, inputs))}")
+        if flags:
+            self.lines.append(f"  flags = {flags}")
+        return output
+
+
+class BuildNative(build_ext):
+    """Builds each library with ninja. Sources go by their relative paths: no binary names a folder."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return fullname.replace(".", "/") + ".so"
+
+    def build_extension(self, ext: Extension) -> None:
+        backend = ext.name.rpartition("_")[2]
+        folder = Path(self.build_temp).resolve() / backend
+        folder.mkdir(parents=True, exist_ok=True)
+        ninja = NinjaFile(folder)
+        target = self.cpu_library(ninja, folder) if backend == "cpu" else self.cuda_library(ninja, folder)
+        (folder / "build.ninja").write_text("\n".join(ninja.lines) + "\n")
+        command = [
+            find_ninja(),
+            "-f",
+            folder / "build.ninja",
+            "-j",
+            str(max_jobs()),
+            *(["-v"] if self.verbose > 1 else []),
+        ]
+        if subprocess.run(command, cwd=ROOT, check=False).returncode != 0:
+            raise SystemExit(f"fastflow: building {ext.name} failed; the compiler's messages are above")
+        output = Path(self.get_ext_fullpath(ext.name))
+        output.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(target, output)
+
+    def cpu_library(self, ninja: NinjaFile, folder: Path) -> str:
+        torch, compiler = find_torch(), find_compiler()
+        compile_tail = "$flags -MMD -MF $out.d -c $in -o $out"
+        ninja.rule("host", [compiler, *HOST_FLAGS, "-isystem", torch / "include"], compile_tail, depfile=True)
+        ninja.rule("kernel", [compiler, *KERNEL_FLAGS], compile_tail, depfile=True)
+        link = [compiler, "-shared", "-s", "-Wl,--no-as-needed", "-L", torch / "lib"]
+        ninja.rule("link", link, "$in -ltorch -o $out", depfile=False)
+        sources = sorted(path.relative_to(ROOT) for path in (ROOT / "csrc/cpu").glob("*.cpp"))
+        objects = [ninja.build(f"{folder}/{path.stem}.o", "host", [str(path)]) for path in sources]
+        for isa, flags in INSTRUCTION_SETS.items():
+            flags = " ".join([f"-DFASTFLOW_ISA={isa}", *flags])
+            objects.append(ninja.build(f"{folder}/kernels_{isa}.o", "kernel", ["csrc/cpu/kernels/kernels.cpp"], flags))
+        return ninja.build(f"{folder}/_cpu.so", "link", objects)
+
+    def cuda_library(self, ninja: NinjaFile, folder: Path) -> str:
+        torch, compiler, home = find_torch(), find_compiler(), find_cuda_home()
+        nvcc = home / "bin/nvcc"
+        defines = ["-DUSE_CUDA", f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
+        include = ["-isystem", torch / "include"]
+        # ptxas -v reports the registers and spills of every kernel as part of the build's output.
+        device = [
+            "-std=c++20",
+            "-O3",
+            "-Xcompiler=-fPIC,-fvisibility=hidden",
+            "-Xptxas=-v",
+            "-ccbin",
+            compiler,
+        ]
+        nvcc_command = [nvcc, *device, *cuda_arch_flags(nvcc), *defines, *include]
+        ninja.rule("nvcc", nvcc_command, "-MMD -MF $out.d -c $in -o $out", depfile=True)
+        host = [compiler, *COMMON_FLAGS, *defines, *include, "-isystem", home / "include"]
+        ninja.rule("host", host, "-MMD -MF $out.d -c $in -o $out", depfile=True)
+        libraries = [flag for name in ("lib64", "lib") if (home / name).exists() for flag in ("-L", home / name)]
+        link = [compiler, "-shared", "-s", "-Wl,--no-as-needed", "-L", torch / "lib", *libraries]
+        ninja.rule("link", link, "$in -ltorch -lcudart_static -ldl -lrt -lpthread -o $out", depfile=False)
+        objects = []
+        for pattern, rule in (("*.cpp", "host"), ("*.cu", "nvcc")):
+            for path in sorted((ROOT / "csrc/cuda").glob(pattern)):
+                objects.append(ninja.build(f"{folder}/{path.stem}{path.suffix}.o", rule, [str(path.relative_to(ROOT))]))
+        return ninja.build(f"{folder}/_cuda.so", "link", objects)
+
+
+class BuildPython(build_py):
+    def run(self) -> None:
+        super().run()
+        missing = what_is_missing()
+        if missing and not switched_off("FASTFLOW_BUILD_CPU"):
+            print(
+                f"warning: fastflow is installed without its compiled kernels, because {missing}. Everything "
+                "works, on PyTorch's own operations and therefore slower. To get the kernels, install what is "
+                "missing and install fastflow again; to silence this warning, set FASTFLOW_BUILD_CPU=0.",
+                file=sys.stderr,
+            )
+
+
+class PythonIndependentWheel(bdist_wheel):
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
+setup(
+    ext_modules=[Extension(f"fastflow._{backend}", sources=[]) for backend in backends()],
+    cmdclass={"build_ext": BuildNative, "build_py": BuildPython, "bdist_wheel": PythonIndependentWheel},
+)

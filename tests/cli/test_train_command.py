@@ -1,0 +1,102 @@
+"""`fastflow train`: a model that loads comes out; wrong settings are named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+import fastflow
+
+Run = Callable[..., Result]
+MakeWav = Callable[..., Path]
+TINY = ["--n-flows", 2, "--n-group", 8, "--layers", 1, "--channels", 8, "--batch-size", 2, "--segment", 2048]
+
+
+@pytest.fixture
+def data(make_wav: MakeWav, tmp_path: Path) -> Path:
+    make_wav(tmp_path / "data" / "a.wav", 6000)
+    make_wav(tmp_path / "data" / "b.wav", 5000)
+    return tmp_path / "data"
+
+
+def test_trains_resumes_and_loads(run: Run, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model.safetensors"
+    result = run("train", data, "-o", out, "--steps", 2, *TINY)
+    assert result.exit_code == 0, result.output
+    assert f"{out}: 2 steps" in result.stdout
+    config = fastflow.load(out).config
+    assert (config["n_flows"], config["n_group"], config["WN_config"]["n_channels"]) == (2, 8, 8)
+
+    result = run("train", data, "-o", out, "--steps", 3, *TINY)
+    assert result.exit_code == 2
+    assert "exists (--resume goes on from it, --overwrite replaces it)" in result.stderr
+    result = run("train", data, "-o", out, "--steps", 3, "--resume", *TINY)
+    assert result.exit_code == 0, result.output
+    assert f"{out}: 3 steps" in result.stdout
+
+
+def test_the_seed_decides_the_weights(run: Run, data: Path, tmp_path: Path) -> None:
+    for name, seed in (("1a", 1), ("1b", 1), ("2", 2)):
+        out = tmp_path / f"{name}.safetensors"
+        assert run("train", data, "-o", out, "--steps", 1, "--seed", seed, *TINY).exit_code == 0
+    weights = {name: fastflow.load(tmp_path / f"{name}.safetensors").state_dict() for name in ("1a", "1b", "2")}
+    key = "WN.0.start.weight_v"
+    assert weights["1a"][key].equal(weights["1b"][key])
+    assert not weights["1a"][key].equal(weights["2"][key])
+
+
+def test_config_from_json_text_and_file(run: Run, data: Path, tmp_path: Path) -> None:
+    text = json.dumps({"n_flows": 3, "WN_config": {"n_channels": 4}})
+    (tmp_path / "config.json").write_text(text)
+    for i, config in enumerate((text, tmp_path / "config.json")):
+        out = tmp_path / f"{i}.safetensors"
+        result = run("train", data, "-o", out, "--steps", 1, "--config", config, "--layers", 1, "--segment", 2048)
+        assert result.exit_code == 0, result.output
+        made = fastflow.load(out).config
+        assert (made["n_flows"], made["WN_config"]["n_channels"], made["WN_config"]["n_layers"]) == (3, 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give --steps or --minutes, one of them"),
+        (["--steps", 1, "--minutes", 1], "give --steps or --minutes, one of them"),
+        (["--minutes", "-1"], "`--minutes` must be > 0; got -1"),
+        (["--steps", 1, "--lr", "0"], "`--lr` must be > 0; got 0"),
+        (["--steps", 1, "--config", "{"], "--config is not valid JSON"),
+        (["--steps", 1, "--config", "no-such-file.json"], "no-such-file.json"),
+        (["--steps", 1, "--config", '{"n_flowers": 3}'], "n_flowers"),
+        (["--steps", 1, "--config", '{"WN_config": 3}'], "`WN_config` must be an object"),
+        (["--steps", 1, "--segment", 1000], "segment"),
+        (["--steps", 1, "--device", "nonsense"], "`--device nonsense` cannot be used"),
+    ],
+)
+def test_wrong_options(run: Run, data: Path, tmp_path: Path, arguments: list[object], message: str) -> None:
+    result = run("train", data, "-o", tmp_path / "out.safetensors", *arguments)
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert list(tmp_path.glob("out.*")) == []
+
+
+def test_no_data(run: Run, tmp_path: Path) -> None:
+    result = run("train", tmp_path / "nothing", "-o", tmp_path / "out.safetensors", "--steps", 1)
+    assert result.exit_code == 2
+    assert "nothing" in result.stderr
+
+
+def test_bad_files_are_skipped_and_named(run: Run, data: Path, tmp_path: Path) -> None:
+    (data / "text.wav").write_text("not audio")
+    result = run("train", data, "-o", tmp_path / "out.safetensors", "--steps", 1, *TINY)
+    assert result.exit_code == 0, result.output
+    assert "skipped: " in result.stderr
+    assert "text.wav" in result.stderr
+
+
+def test_nothing_to_resume(run: Run, data: Path, tmp_path: Path) -> None:
+    result = run("train", data, "-o", tmp_path / "out.safetensors", "--steps", 1, "--resume", *TINY)
+    assert result.exit_code == 1
+    assert "nothing to resume" in result.stderr

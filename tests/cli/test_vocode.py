@@ -1,0 +1,381 @@
+"""`fastflow vocode`: what is written, what is refused, with which words and which exit status."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from click.testing import Result
+
+import fastflow
+from fastflow.checkpoints import save
+from fastflow.cli import vocode as command
+from fastflow.ops import registry
+
+Run = Callable[..., Result]
+MakeWav = Callable[..., Path]
+
+
+def files(directory: Path) -> list[str]:
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+
+
+def test_audio_in_audio_of_the_same_length_out(vocode: Run, make_wav: MakeWav, tmp_path: Path) -> None:
+    result = vocode(make_wav(tmp_path / "in.wav", samples=4001), "-o", tmp_path / "out.wav")
+    assert result.exit_code == 0, result.output
+    info = soundfile.info(tmp_path / "out.wav")
+    assert (info.frames, info.samplerate, info.channels, info.subtype) == (4001, 22050, 1, "PCM_16")
+    assert soundfile.read(tmp_path / "out.wav")[0].any()
+    assert "out.wav: 0.18 s of audio in " in result.stdout
+    assert "real-time factor" in result.stdout
+    assert result.stderr == ""
+
+
+def test_other_rates_and_channels(vocode: Run, make_wav: MakeWav, tmp_path: Path) -> None:
+    source = make_wav(tmp_path / "in.flac", samples=8000, sampling_rate=44100, channels=2)
+    assert vocode(source, "-o", tmp_path / "out.flac").exit_code == 0
+    info = soundfile.info(tmp_path / "out.flac")
+    assert (info.frames, info.samplerate, info.channels, info.format) == (4000, 22050, 1, "FLAC")
+
+
+def test_mels_of_every_form(vocode: Run, mel: np.ndarray, tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", mel)
+    np.savez(tmp_path / "b.npz", mel=np.stack([mel, mel[:, ::-1]]))
+    torch.save({"mel": torch.from_numpy(mel)[None]}, tmp_path / "c.pt")
+    out = tmp_path / "out"
+    result = vocode(tmp_path / "a.npy", tmp_path / "b.npz", tmp_path / "c.pt", "-o", out)
+    assert result.exit_code == 0, result.output
+    assert files(out) == ["a.wav", "b_0.wav", "b_1.wav", "c.wav"]
+    assert soundfile.info(out / "a.wav").frames == 12 * 256
+    # the same mel and seed give the same samples from every form, alone or in a batch
+    assert (out / "a.wav").read_bytes() == (out / "b_0.wav").read_bytes() == (out / "c.wav").read_bytes()
+    assert (out / "a.wav").read_bytes() != (out / "b_1.wav").read_bytes()
+
+
+def test_no_frames_give_no_samples(vocode: Run, tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((80, 0), np.float32))
+    result = vocode(tmp_path / "a.npy", "-o", tmp_path / "a.wav")
+    assert result.exit_code == 0, result.output
+    assert soundfile.info(tmp_path / "a.wav").frames == 0
+
+
+def test_directories_keep_their_structure(vocode: Run, make_wav: MakeWav, tmp_path: Path) -> None:
+    make_wav(tmp_path / "in" / "x.wav")
+    make_wav(tmp_path / "in" / "deep" / "x.wav")
+    (tmp_path / "in" / "notes.txt").write_text("not audio")
+    assert vocode(tmp_path / "in", "-o", tmp_path / "out").exit_code == 0
+    assert files(tmp_path / "out") == ["deep/x.wav", "x.wav"]
+
+
+def test_quoted_globs(vocode: Run, make_wav: MakeWav, tmp_path: Path) -> None:
+    for name in ("a1.wav", "a2.wav", "b1.wav"):
+        make_wav(tmp_path / name)
+    assert vocode(f"{tmp_path}/a*.wav", "-o", tmp_path / "out").exit_code == 0
+    assert files(tmp_path / "out") == ["a1.wav", "a2.wav"]
+
+
+def test_the_same_seed_gives_the_same_bytes_whatever_else_is_in_the_call(
+    vocode: Run, make_wav: MakeWav, mel: np.ndarray, tmp_path: Path
+) -> None:
+    make_wav(tmp_path / "a.wav", 3000)
+    make_wav(tmp_path / "b.wav", 2000)
+    np.save(tmp_path / "c.npy", mel)
+    inputs = [tmp_path / name for name in ("a.wav", "b.wav", "c.npy")]
+    assert vocode(*inputs, "-o", tmp_path / "all", "--seed", 7).exit_code == 0
+    assert vocode(*reversed(inputs), "-o", tmp_path / "reversed", "--seed", 7).exit_code == 0
+    for path in inputs:
+        assert vocode(path, "-o", tmp_path / "alone", "--seed", 7).exit_code == 0
+        assert vocode(path, "-o", tmp_path / "other", "--seed", 8).exit_code == 0
+        wanted = (tmp_path / "all" / f"{path.stem}.wav").read_bytes()
+        assert (tmp_path / "reversed" / f"{path.stem}.wav").read_bytes() == wanted
+        assert (tmp_path / "alone" / f"{path.stem}.wav").read_bytes() == wanted
+        assert (tmp_path / "other" / f"{path.stem}.wav").read_bytes() != wanted
+
+
+def test_sigma_zero_needs_no_seed(vocode: Run, make_wav: MakeWav, tmp_path: Path) -> None:
+    source = make_wav(tmp_path / "a.wav")
+    assert vocode(source, "-o", tmp_path / "1.wav", "--sigma", 0, "--seed", 1).exit_code == 0
+    assert vocode(source, "-o", tmp_path / "2.wav", "--sigma", 0, "--seed", 2).exit_code == 0
+    assert (tmp_path / "1.wav").read_bytes() == (tmp_path / "2.wav").read_bytes()
+
+
+def test_denoise_changes_the_audio_and_keeps_its_length(vocode: Run, make_wav: MakeWav, tmp_path: Path) -> None:
+    source = make_wav(tmp_path / "a.wav", 4001)
+    assert vocode(source, "-o", tmp_path / "1.wav").exit_code == 0
+    result = vocode(source, "-o", tmp_path / "2.wav", "--denoise", 0.5)
+    assert result.exit_code == 0, result.output
+    assert soundfile.info(tmp_path / "2.wav").frames == 4001
+    assert (tmp_path / "1.wav").read_bytes() != (tmp_path / "2.wav").read_bytes()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_on_the_cpu(vocode: Run, make_wav: MakeWav, tmp_path: Path, dtype: str) -> None:
+    source = make_wav(tmp_path / "a.wav")
+    assert vocode(source, "-o", tmp_path / "full.wav").exit_code == 0
+    result = vocode(source, "-o", tmp_path / "half.wav", "--dtype", dtype, "--denoise", 0.1)
+    assert result.exit_code == 0, result.output
+    full, half = (soundfile.read(tmp_path / f"{name}.wav")[0] for name in ("full", "half"))
+    assert half.shape == full.shape
+    assert half.any()
+
+
+def test_reference_backend_by_name(vocode: Run, make_wav: MakeWav, tmp_path: Path) -> None:
+    result = vocode(make_wav(tmp_path / "a.wav"), "-o", tmp_path / "out.wav", "--backend", "reference")
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("subtype", ["PCM_24", "FLOAT"])
+def test_subtype(vocode: Run, make_wav: MakeWav, tmp_path: Path, subtype: str) -> None:
+    assert vocode(make_wav(tmp_path / "a.wav"), "-o", tmp_path / "out.wav", "--subtype", subtype).exit_code == 0
+    assert soundfile.info(tmp_path / "out.wav").subtype == subtype
+
+
+def test_plot_writes_a_picture_beside_each_output(
+    vocode: Run, make_wav: MakeWav, mel: np.ndarray, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "m.npy", mel)
+    result = vocode(make_wav(tmp_path / "a.wav"), tmp_path / "m.npy", "-o", tmp_path / "out", "--plot")
+    assert result.exit_code == 0, result.output
+    assert files(tmp_path / "out") == ["a.png", "a.wav", "m.png", "m.wav"]
+    for name in ("a.png", "m.png"):
+        assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
+
+
+# bad files among good ones
+
+
+def test_good_files_are_written_and_bad_ones_listed(
+    vocode: Run, make_wav: MakeWav, mel: np.ndarray, tmp_path: Path
+) -> None:
+    source = tmp_path / "in"
+    make_wav(source / "good.wav")
+    np.save(source / "good_mel.npy", mel)
+    (source / "empty.wav").touch()
+    (source / "text.wav").write_text("this is not audio")
+    truncated = make_wav(source / "truncated.wav")
+    truncated.write_bytes(truncated.read_bytes()[:-1000])
+    make_wav(source / "short.wav", samples=100)
+    np.save(source / "transposed.npy", mel.T)
+    np.save(source / "integers.npy", np.zeros((80, 3), np.int64))
+    broken = mel.copy()
+    broken[3, 5:7] = np.nan
+    np.save(source / "nan.npy", broken)
+    result = vocode(source, tmp_path / "missing.wav", "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert files(tmp_path / "out") == ["good.wav", "good_mel.wav"]
+    assert "2 files: " in result.stdout
+    failed = {line.removeprefix("failed: ") for line in result.stderr.splitlines()}
+    assert len(failed) == 8, result.stderr
+    for name, reason in {
+        "missing.wav": "no such file or directory",
+        "empty.wav": "the file is empty",
+        "text.wav": "cannot be decoded as audio",
+        "truncated.wav": "truncated, 1000 bytes of samples are missing",
+        "short.wav": "at least 513 samples",
+        "transposed.npy": "`mel` must be [80, T] or [B, 80, T]; got [12, 80] (transposed?)",
+        "integers.npy": "`mel` must be floating point; got int64",
+        "nan.npy": "2 ",
+    }.items():
+        (line,) = (line for line in failed if name in line)
+        assert reason in line
+        assert line.count(name) == 1
+    (line,) = (line for line in failed if "nan.npy" in line)
+    assert "finite" in line
+    assert "3, 5" in line
+
+
+def test_all_bad_is_still_not_a_usage_error(vocode: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_text("no")
+    result = vocode(tmp_path / "a.wav", "-o", tmp_path / "out.wav")
+    assert result.exit_code == 1
+    assert "a.wav" in result.stderr
+    assert files(tmp_path) == ["a.wav"]
+
+
+def test_a_bad_item_of_a_batch_does_not_stop_the_others(vocode: Run, mel: np.ndarray, tmp_path: Path) -> None:
+    batch = np.stack([mel, mel, mel])
+    batch[1, 0, 0] = np.inf
+    np.save(tmp_path / "a.npy", batch)
+    result = vocode(tmp_path / "a.npy", "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert files(tmp_path / "out") == ["a_0.wav", "a_2.wav"]
+    assert "a.npy[1]" in result.stderr
+
+
+# outputs that may not be written
+
+
+def test_existing_outputs_are_refused_before_any_work_unless_overwrite(
+    vocode: Run, make_wav: MakeWav, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_wav(tmp_path / "a.wav")
+    make_wav(tmp_path / "b.wav")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.wav").write_text("precious")
+    result = vocode(tmp_path / "a.wav", tmp_path / "b.wav", "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert f"a.wav: the output {tmp_path}/out/a.wav exists (--overwrite replaces it)" in result.stderr
+    assert (tmp_path / "out" / "a.wav").read_text() == "precious"
+    assert (tmp_path / "out" / "b.wav").exists()
+
+    monkeypatch.setattr(command, "_Synthesis", lambda *_: pytest.fail("loaded a model with nothing to do"))
+    assert vocode(tmp_path / "a.wav", "-o", tmp_path / "out" / "a.wav").exit_code == 1
+    monkeypatch.undo()
+
+    assert vocode(tmp_path / "a.wav", "-o", tmp_path / "out", "--overwrite").exit_code == 0
+    assert soundfile.info(tmp_path / "out" / "a.wav").frames == 4000
+
+
+def test_an_existing_picture_is_refused_too(vocode: Run, make_wav: MakeWav, tmp_path: Path) -> None:
+    make_wav(tmp_path / "a.wav")
+    (tmp_path / "out.png").write_text("precious")
+    result = vocode(tmp_path / "a.wav", "-o", tmp_path / "out.wav", "--plot")
+    assert result.exit_code == 1
+    assert "out.png exists" in result.stderr
+    assert not (tmp_path / "out.wav").exists()
+
+
+def test_an_input_is_never_overwritten(vocode: Run, make_wav: MakeWav, tmp_path: Path) -> None:
+    source = make_wav(tmp_path / "a.wav")
+    before = source.read_bytes()
+    for output in (tmp_path, source):
+        result = vocode(source, "-o", output, "--overwrite")
+        assert result.exit_code == 1
+        assert f"{source}: the output {source} is an input of this call" in result.stderr
+    assert source.read_bytes() == before
+
+
+def test_an_output_that_is_a_directory(vocode: Run, make_wav: MakeWav, tmp_path: Path) -> None:
+    (tmp_path / "out" / "a.wav").mkdir(parents=True)
+    result = vocode(make_wav(tmp_path / "a.wav"), "-o", tmp_path / "out", "--overwrite")
+    assert result.exit_code == 1
+    assert "out/a.wav is a directory" in result.stderr
+
+
+def test_nothing_is_left_behind_when_writing_fails(
+    vocode: Run, make_wav: MakeWav, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    source = make_wav(tmp_path / "a.wav")
+    monkeypatch.setattr(os, "link", full)
+    monkeypatch.setattr(os, "replace", full)
+    result = vocode(source, "-o", tmp_path / "out" / "b.wav")
+    assert result.exit_code == 1
+    assert "No space left on device" in result.stderr
+    assert files(tmp_path) == ["a.wav"]
+
+
+# wrong usage: exit status 2, one line, nothing written
+
+
+def check_usage(result: Result, message: str) -> None:
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    lines = result.stderr.splitlines()
+    # our own messages are one line; click puts its synopsis and a hint before those of its option parser
+    assert lines == errors or (lines[0].startswith("Usage: fastflow vocode ") and lines[-1] == errors[0])
+
+
+def test_no_inputs(vocode: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    check_usage(vocode("-o", tmp_path / "out"), "Missing argument 'IN...'")
+    check_usage(
+        vocode(tmp_path / "empty", f"{tmp_path}/*.wav", "-o", tmp_path / "out"),
+        f"no inputs found: {tmp_path}/empty: no audio or mel files in this directory; {tmp_path}/*.wav: no",
+    )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sigma", "-0.1"], "`--sigma` must be >= 0; got -0.1"),
+        (["--sigma", "nan"], "`--sigma` must be >= 0; got nan"),
+        (["--sigma", "inf"], "`--sigma` must be >= 0; got inf"),
+        (["--denoise", "-1"], "`--denoise` must be >= 0; got -1"),
+        (["--seed", "-1"], "'--seed'"),
+        (["--backend", "magic"], "'magic' is not one of 'auto', 'reference', 'cpu', 'triton', 'cuda'"),
+        (["--backend", "triton"], "backend 'triton' cannot run: "),
+        (["--dtype", "int8"], "'int8' is not one of 'float32', 'float16', 'bfloat16'"),
+        (["--device", "nonsense"], "`--device nonsense` cannot be used: "),
+        (["--device", "cuda:99"], "`--device cuda:99` cannot be used: "),
+        (["--model", "no/such/model.safetensors"], "no/such/model.safetensors"),
+    ],
+)
+def test_wrong_options(vocode: Run, make_wav: MakeWav, tmp_path: Path, arguments: list[str], message: str) -> None:
+    check_usage(vocode(make_wav(tmp_path / "a.wav"), "-o", tmp_path / "out.wav", *arguments), message)
+    assert files(tmp_path) == ["a.wav"]
+
+
+def test_a_model_that_is_not_one(vocode: Run, make_wav: MakeWav, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_text("not a model")
+    result = vocode(make_wav(tmp_path / "a.wav"), "-o", tmp_path / "out.wav", "--model", tmp_path / "model.safetensors")
+    check_usage(result, "model.safetensors")
+
+
+def test_a_backend_that_cannot_run_this_model(vocode: Run, make_wav: MakeWav, tmp_path: Path) -> None:
+    if not {row.backend: row.can_run for row in registry.status()}["cpu"]:
+        pytest.skip("the cpu library is not built")
+    source = make_wav(tmp_path / "a.wav")
+    result = vocode(source, "-o", tmp_path / "out.wav", "--backend", "cpu", "--dtype", "float16")
+    check_usage(result, "float16")
+    assert not (tmp_path / "out.wav").exists()
+
+
+def test_a_singular_model(vocode: Run, make_wav: MakeWav, checkpoint: Path, tmp_path: Path) -> None:
+    model = fastflow.load(checkpoint)
+    torch.nn.init.zeros_(next(model.convinv[1].parameters()))
+    save(model, tmp_path / "singular.safetensors")
+    source = make_wav(tmp_path / "a.wav")
+    result = vocode(source, "-o", tmp_path / "out.wav", "--model", tmp_path / "singular.safetensors")
+    check_usage(result, "singular")
+    assert not (tmp_path / "out.wav").exists()
+
+
+def test_colliding_inputs_are_named_before_any_work(vocode: Run, make_wav: MakeWav, tmp_path: Path) -> None:
+    first, second = make_wav(tmp_path / "1" / "x.wav"), make_wav(tmp_path / "2" / "x.flac")
+    other = make_wav(tmp_path / "y.wav")
+    result = vocode(other, first, second, "-o", tmp_path / "out")
+    check_usage(result, f"{first} and {second} would both be written to {tmp_path}/out/x.wav")
+    assert not (tmp_path / "out").exists()
+
+
+def test_several_items_need_a_directory(vocode: Run, make_wav: MakeWav, mel: np.ndarray, tmp_path: Path) -> None:
+    first, second = make_wav(tmp_path / "a.wav"), make_wav(tmp_path / "b.wav")
+    check_usage(
+        vocode(first, second, "-o", tmp_path / "out.wav"),
+        "names one file, but there are 2 items from 2 inputs",
+    )
+    np.save(tmp_path / "m.npy", np.stack([mel, mel]))
+    check_usage(vocode(tmp_path / "m.npy", "-o", tmp_path / "out.wav"), "there are 2 items from 1 input")
+    (tmp_path / "file").touch()
+    check_usage(vocode(first, second, "-o", tmp_path / "file"), "file` is a file, not a directory")
+
+
+def test_outputs_that_cannot_be_written(vocode: Run, make_wav: MakeWav, tmp_path: Path) -> None:
+    source = make_wav(tmp_path / "a.wav")
+    (tmp_path / "file").touch()
+    check_usage(vocode(source, "-o", tmp_path / "out.mp3"), "only .wav and .flac can be written")
+    check_usage(vocode(source, "-o", tmp_path / "file" / "out.wav"), f"{tmp_path}/file is not a directory")
+    check_usage(
+        vocode(source, "-o", tmp_path / "x.flac", "--subtype", "FLOAT"),
+        "`--subtype FLOAT` needs a .wav output",
+    )
+    assert files(tmp_path) == ["a.wav", "file"]
+
+
+def test_no_permission(vocode: Run, make_wav: MakeWav, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = make_wav(tmp_path / "a.wav")
+    # root may write anywhere, and tests may run as root: ask the question that the command asks
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    check_usage(vocode(source, "-o", tmp_path / "out.wav"), f"no permission in {tmp_path}")

@@ -1,0 +1,237 @@
+"""Arguments for every operation at awkward shapes, and what the tests of all operations share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastflow import ops
+from fastflow.ops import registry
+
+LENGTHS = (0, 1, 2, 7, 8, 9, 127, 128, 129, 130)
+BACKENDS = ["reference"] + (["cpu"] if registry.status()[1].can_run else [])
+
+
+class Case(NamedTuple):
+    """One way to call an operation: `call(T, dtype)` makes the function's arguments."""
+
+    name: str
+    function: Callable[..., Any]
+    arguments: Callable[[int, torch.dtype], tuple[tuple[Any, ...], dict[str, Any]]]
+
+
+def _random(*shape: int, dtype: torch.dtype, layout: str = "plain", scale: float = 1.0) -> Tensor:
+    """A random tensor of this shape; "strided": time is not the last dimension in memory; "offset": misaligned."""
+    if layout == "strided" and len(shape) == 3:
+        return (scale * torch.randn(shape[0], shape[2], shape[1], dtype=dtype)).transpose(1, 2)
+    if layout == "offset":
+        return (scale * torch.randn(*shape[:-1], shape[-1] + 3, dtype=dtype))[..., 3:]
+    return scale * torch.randn(*shape, dtype=dtype)
+
+
+def _mask(batch: int, length: int, dtype: torch.dtype) -> Tensor:
+    """Ragged lengths: item b ends b steps (or more) early."""
+    lengths = torch.tensor([max(0, length - 2 * b) for b in range(batch)])
+    return (torch.arange(length) < lengths[:, None])[:, None].to(dtype)
+
+
+def _gate(layout: str) -> Callable[..., Any]:
+    return lambda t, dtype: ((_random(2, 6, t, dtype=dtype, layout=layout, scale=3.0),), {})
+
+
+def _wn_layer(
+    layout: str = "plain",
+    channels: int = 5,
+    gate: int = 4,
+    skip: int = 3,
+    kernel: int = 3,
+    dilation: int = 1,
+    cond: str = "local",
+    bias: bool = True,
+    input_bias: int = 0,
+    mask: bool = False,
+    causal: bool = False,
+    res_scale: float = 1.0,
+    residual: bool = True,
+) -> Callable[..., Any]:
+    def make(t: int, dtype: torch.dtype) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        def r(*shape: int, scale: float = 0.5) -> Tensor:
+            return _random(*shape, dtype=dtype, layout=layout, scale=scale)
+
+        batch, cond_channels = 2, 6
+        rows = 2 * gate
+        cond_t = {
+            "none": None,
+            "local": lambda: r(batch, cond_channels, t),
+            "global": lambda: r(batch, cond_channels, 1),
+            "projected": lambda: r(batch, rows, t),
+        }[cond]
+        weighted = cond in ("local", "global")
+        out = skip + (channels if residual else 0)
+        args = (
+            r(batch, channels, t, scale=1.0),
+            r(rows, channels, kernel),
+            r(rows) if bias else None,
+            r(out, gate),
+            r(out) if bias else None,
+            None if cond_t is None else cond_t(),
+            r(rows, cond_channels) if weighted else None,
+            r(rows) if weighted and bias else None,
+            r(input_bias, channels) if input_bias else None,
+            _mask(batch, t, dtype) if mask else None,
+        )
+        options = {"dilation": dilation, "causal": causal, "res_scale": res_scale, "residual": residual}
+        return args, options
+
+    return make
+
+
+def _wn(
+    layout: str = "plain",
+    layers: int = 3,
+    channels: int = 4,
+    gate: int = 4,
+    skip: int = 4,
+    kernel: int = 3,
+    cond: str = "local",
+    bias: bool = True,
+    input_bias: int = 0,
+    mask: bool = False,
+    causal: bool = False,
+    res_scale: float = 1.0,
+    skip_scale: float = 1.0,
+    last_residual: bool = False,
+) -> Callable[..., Any]:
+    def make(t: int, dtype: torch.dtype) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        def r(*shape: int, scale: float = 0.5) -> Tensor:
+            return _random(*shape, dtype=dtype, layout=layout, scale=scale)
+
+        batch, cond_channels, rows = 2, 6, 2 * gate
+        outs = [skip + (channels if last_residual or i < layers - 1 else 0) for i in range(layers)]
+        cond_t = {
+            "none": None,
+            "local": lambda: r(batch, cond_channels, t),
+            "global": lambda: r(batch, cond_channels, 1),
+            "projected": lambda: r(batch, layers * rows, t),
+            "projected global": lambda: r(batch, layers * rows, 1),
+        }[cond]
+        weighted = cond in ("local", "global")
+        args = (
+            r(batch, channels, t, scale=1.0),
+            [r(rows, channels, kernel) for _ in range(layers)],
+            [r(rows) for _ in range(layers)] if bias else [],
+            [r(out, gate) for out in outs],
+            [r(out) for out in outs] if bias else [],
+            None if cond_t is None else cond_t(),
+            [r(rows, cond_channels) for _ in range(layers)] if weighted else [],
+            [r(rows) for _ in range(layers)] if weighted and bias else [],
+            [r(input_bias, channels) for _ in range(layers)] if input_bias else [],
+            _mask(batch, t, dtype) if mask else None,
+        )
+        options = {
+            "dilations": [2**i for i in range(layers)],
+            "causal": causal,
+            "res_scale": res_scale,
+            "skip_scale": skip_scale,
+            "last_residual": last_residual,
+        }
+        return args, options
+
+    return make
+
+
+def _affine(form: str, reverse: bool, mask: bool = False, layout: str = "plain") -> Callable[..., Any]:
+    def make(t: int, dtype: torch.dtype) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        x, shift, log_scale = (_random(2, 3, t, dtype=dtype, layout=layout, scale=0.7) for _ in range(3))
+        options = {"mask": _mask(2, t, dtype) if mask else None, "form": form, "reverse": reverse}
+        return (x, shift, None if form == "additive" else log_scale), options
+
+    return make
+
+
+def _invconv(reverse: bool, plu: bool = False, mask: bool = False, layout: str = "plain") -> Callable[..., Any]:
+    def make(t: int, dtype: torch.dtype) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        wide = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64)).Q
+        weight = (wide + 0.1 * torch.randn(4, 4, dtype=torch.float64)).to(dtype)
+        options = {"mask": _mask(2, t, dtype) if mask else None, "reverse": reverse}
+        x = _random(2, 4, t, dtype=dtype, layout=layout)
+        return (x, ops.PLU.from_weight(weight) if plu else weight), options
+
+    return make
+
+
+def _actnorm(reverse: bool, mask: bool = False, layout: str = "plain") -> Callable[..., Any]:
+    def make(t: int, dtype: torch.dtype) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        scale = torch.tensor([0.5, -1.5, 2.0], dtype=dtype)
+        options = {"mask": _mask(2, t, dtype) if mask else None, "reverse": reverse}
+        return (_random(2, 3, t, dtype=dtype, layout=layout), torch.randn(3, dtype=dtype), scale), options
+
+    return make
+
+
+CASES = [
+    Case("gate", ops.gate, _gate("plain")),
+    Case("gate strided", ops.gate, _gate("strided")),
+    Case("gate offset", ops.gate, _gate("offset")),
+    Case("wn_layer", ops.wn_layer, _wn_layer()),
+    Case("wn_layer strided", ops.wn_layer, _wn_layer(layout="strided", kernel=5, dilation=4)),
+    Case("wn_layer offset", ops.wn_layer, _wn_layer(layout="offset", dilation=64)),
+    Case("wn_layer causal", ops.wn_layer, _wn_layer(causal=True, dilation=2, res_scale=0.5**0.5)),
+    Case("wn_layer global", ops.wn_layer, _wn_layer(cond="global", mask=True, kernel=5)),
+    Case("wn_layer projected", ops.wn_layer, _wn_layer(cond="projected", input_bias=2)),
+    Case("wn_layer bare", ops.wn_layer, _wn_layer(cond="none", bias=False, input_bias=1, kernel=1)),
+    Case("wn_layer skip only", ops.wn_layer, _wn_layer(residual=False, mask=True)),
+    Case("wn", ops.wn, _wn()),
+    Case("wn strided", ops.wn, _wn(layout="strided", kernel=5, channels=5, gate=3, skip=2)),
+    Case("wn one layer", ops.wn, _wn(layers=1, layout="offset")),
+    Case("wn causal", ops.wn, _wn(causal=True, res_scale=0.5**0.5, skip_scale=0.6, last_residual=True)),
+    Case("wn global", ops.wn, _wn(cond="global", mask=True, kernel=5)),
+    Case("wn projected", ops.wn, _wn(cond="projected", input_bias=2)),
+    Case("wn projected global", ops.wn, _wn(cond="projected global", input_bias=1, mask=True)),
+    Case("wn bare", ops.wn, _wn(cond="none", bias=False)),
+    *(
+        Case(
+            f"affine {form} {'reverse' if reverse else 'forward'}",
+            ops.affine_coupling,
+            _affine(form, reverse),
+        )
+        for form in ("exp", "sigmoid", "additive")
+        for reverse in (False, True)
+    ),
+    Case("affine mask", ops.affine_coupling, _affine("exp", False, mask=True, layout="strided")),
+    Case("affine mask reverse", ops.affine_coupling, _affine("sigmoid", True, mask=True, layout="offset")),
+    Case("affine additive mask", ops.affine_coupling, _affine("additive", False, mask=True)),
+    Case("invconv", ops.invconv1x1, _invconv(False)),
+    Case("invconv reverse", ops.invconv1x1, _invconv(True, layout="strided")),
+    Case("invconv mask", ops.invconv1x1, _invconv(False, mask=True, layout="offset")),
+    Case("invconv plu", ops.invconv1x1, _invconv(False, plu=True)),
+    Case("invconv plu reverse", ops.invconv1x1, _invconv(True, plu=True, mask=True)),
+    Case("actnorm", ops.actnorm, _actnorm(False)),
+    Case("actnorm reverse", ops.actnorm, _actnorm(True, layout="strided")),
+    Case("actnorm mask", ops.actnorm, _actnorm(False, mask=True, layout="offset")),
+]
+
+
+def tensors(values: Any) -> Iterator[Tensor]:
+    """All tensors in nested arguments or results, in order."""
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, list | tuple):
+        for value in values:
+            yield from tensors(value)
+
+
+def convert(values: Any, dtype: torch.dtype) -> Any:
+    """The same arguments in another dtype, the strides kept."""
+    if isinstance(values, Tensor):
+        return values.to(dtype) if values.is_floating_point() else values
+    if isinstance(values, ops.PLU):
+        return ops.PLU(*(convert(v, dtype) for v in values))
+    if isinstance(values, list | tuple):
+        return type(values)(convert(v, dtype) for v in values)
+    if isinstance(values, dict):
+        return {k: convert(v, dtype) for k, v in values.items()}
+    return values

@@ -1,0 +1,182 @@
+"""What holds for every operation: backends agree, gradients are right, PyTorch's own checks pass, it compiles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+from torch.utils._pytree import tree_map
+
+from fastflow import ops, use_backend
+from fastflow.ops import registry
+from tests.ops.cases import BACKENDS, CASES, LENGTHS, Case, convert, tensors
+
+by_name = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+
+
+def run(case: Case, args: Any, options: Any, backend: str = "reference") -> list[torch.Tensor]:
+    with use_backend(backend):
+        return list(tensors(case.function(*args, **options)))
+
+
+@by_name
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("length", LENGTHS)
+def test_float32_against_the_float64_reference(case: Case, backend: str, length: int) -> None:
+    args, options = case.arguments(length, torch.float32)
+    got = run(case, args, options, backend)
+    expected = run(case, convert(args, torch.float64), convert(options, torch.float64))
+    assert len(got) == len(expected)
+    for g, e in zip(got, expected, strict=True):
+        assert g.dtype == torch.float32
+        torch.testing.assert_close(g.double(), e, rtol=1e-4, atol=1e-5)
+
+
+@by_name
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_keeps_its_dtype_and_its_bound(case: Case, dtype: torch.dtype) -> None:
+    """The reference is plain PyTorch in that dtype, so this holds what the public function adds around it."""
+    args, options = case.arguments(130, dtype)
+    got = run(case, args, options)
+    expected = run(case, convert(args, torch.float64), convert(options, torch.float64))
+    eps = torch.finfo(dtype).eps
+    for g, e in zip(got, expected, strict=True):
+        assert g.dtype in (dtype, torch.float32)
+        if g.numel() == 0:  # no residual channels
+            continue
+        error = (g.double() - e).square().mean().sqrt()
+        assert error <= 8 * eps * e.square().mean().sqrt().clamp(min=1.0)
+
+
+@by_name
+def test_gradcheck(case: Case) -> None:
+    args, options = case.arguments(4, torch.float64)
+    leaves = [t for t in tensors(args) if t.is_floating_point() and t is not mask_of(case, args)]
+    if isinstance(args[-1], ops.PLU):  # the permutation and the signs are constants
+        leaves = [args[0], args[1].lower, args[1].upper, args[1].log_s]
+    for leaf in leaves:
+        leaf.requires_grad_(True)
+    assert torch.autograd.gradcheck(lambda *_: tuple(tensors(case.function(*args, **options))), leaves)
+
+
+def mask_of(case: Case, args: Any) -> Any:
+    return args[9] if case.function in (ops.wn, ops.wn_layer) else None
+
+
+@by_name
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "reference"])
+def test_gradients_of_backends_against_the_reference(case: Case, backend: str) -> None:
+    args, options = case.arguments(33, torch.float32)
+    if isinstance(args[-1], ops.PLU):
+        leaves = [args[0], args[1].lower, args[1].upper, args[1].log_s]
+    else:
+        leaves = [t for t in tensors(args) if t is not mask_of(case, args)]
+    for leaf in leaves:
+        leaf.requires_grad_(True)
+    grads = []
+    for name in ("reference", backend):
+        with use_backend(name):
+            outs = [o for o in tensors(case.function(*args, **options)) if o.requires_grad]
+            torch.manual_seed(1)
+            grads.append(torch.autograd.grad(outs, leaves, [torch.randn_like(o) for o in outs]))
+    for g, e in zip(*grads, strict=True):
+        torch.testing.assert_close(g, e, rtol=1e-4, atol=1e-5)
+
+
+@by_name
+def test_no_gradient_is_computed_for_what_needs_none(case: Case) -> None:
+    args, options = case.arguments(5, torch.float32)
+    args[0].requires_grad_(True)
+    out = sum(o.sum() for o in tensors(case.function(*args, **options)))
+    out.backward()
+    assert args[0].grad is not None
+    assert all(t.grad is None for t in tensors(args[1:]))
+
+
+def raw_calls(case: Case, length: int) -> list[tuple[Any, tuple[Any, ...]]]:
+    """The custom-operator calls that the public function makes, with their arguments."""
+    calls: list[tuple[Any, tuple[Any, ...]]] = []
+
+    class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.namespace == "fastflow":
+                calls.append((func, args))
+            return func(*args, **(kwargs or {}))
+
+    args, options = case.arguments(length, torch.float64)
+    for leaf in tensors(args):
+        if leaf is not mask_of(case, args):
+            leaf.requires_grad_(True)
+    with Recorder():
+        outs = [o for o in tensors(case.function(*args, **options)) if o.requires_grad]
+        torch.autograd.grad(outs, [args[0]], [torch.ones_like(o) for o in outs], allow_unused=True)
+    return calls
+
+
+@by_name
+def test_opcheck(case: Case) -> None:
+    calls = raw_calls(case, 9)
+    assert len(calls) == 2, "one forward, one backward"
+    for func, args in calls:
+        forward = not func.__name__.split(".")[0].endswith("_backward")
+        args = tree_map(lambda t: t.detach().clone() if isinstance(t, torch.Tensor) else t, args)
+        if forward:
+            args = tree_map(lambda t: t.requires_grad_(True) if isinstance(t, torch.Tensor) else t, args)
+        # a backward has no derivative of its own: only its schema and fake kernel are checked
+        utils = ("test_schema", "test_faketensor") + (
+            ("test_autograd_registration", "test_aot_dispatch_dynamic") * forward
+        )
+        torch.library.opcheck(func, args, test_utils=utils)
+
+
+@by_name
+def test_compiles_whole_and_once_for_all_lengths(case: Case) -> None:
+    torch._dynamo.reset()
+    counter = CompileCounter()
+
+    def function(*args: Any, **options: Any) -> Any:
+        return case.function(*args, **options)
+
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=counter)
+    for length in (40, 50, 64):
+        args, options = case.arguments(length, torch.float32)
+        got = list(tensors(compiled(*args, **options)))
+        expected = list(tensors(case.function(*args, **options)))
+        for g, e in zip(got, expected, strict=True):
+            torch.testing.assert_close(g, e)
+    assert counter.frame_count == 1
+
+
+def test_inductor_runs_a_block_forward_and_backward() -> None:
+    torch._dynamo.reset()
+    case = next(c for c in CASES if c.name == "wn")
+    args, options = case.arguments(32, torch.float32)
+    for leaf in tensors(args):
+        leaf.requires_grad_(True)
+    leaves = list(tensors(args))
+
+    def loss(*a: Any) -> torch.Tensor:
+        return case.function(*a, **options).square().sum()
+
+    expected = torch.autograd.grad(loss(*args), leaves)
+    got = torch.autograd.grad(torch.compile(loss, fullgraph=True)(*args), leaves)
+    for g, e in zip(got, expected, strict=True):
+        torch.testing.assert_close(g, e)
+
+
+@pytest.mark.parametrize("name", ["gate", "wn_layer", "wn"])
+def test_autocast_casts_matrix_products_and_nothing_else(name: str) -> None:
+    case = next(c for c in CASES if c.name == name)
+    args, options = case.arguments(16, torch.float32)
+    expected = run(case, args, options)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = run(case, args, options)
+    for g, e in zip(got, expected, strict=True):
+        assert g.dtype == (torch.float32 if name == "gate" else torch.bfloat16)
+        torch.testing.assert_close(g.float(), e, rtol=0.05, atol=0.1)
+
+
+def test_every_operation_has_a_case() -> None:
+    assert {case.function.__name__ for case in CASES} == set(registry.SCHEMAS)

@@ -1,0 +1,572 @@
+"""The compiled CPU operations, called directly, against the formulas written down once more in float64."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastflow import _native
+
+LIBRARY = Path(_native.__file__).with_name("_cpu.so")
+pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason="installed without compiled kernels")
+
+TIMES = [0, 1, 2, 7, 8, 9, 127, 128, 129, 130]
+DTYPES = [torch.float32, torch.float64]
+
+ops = torch.ops.fastflow_cpu
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    """New tensors are full of NaN, so an output element that is never written shows."""
+    torch.manual_seed(0)
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+def close(actual: Tensor, expected: Tensor) -> None:
+    """Compare with a float64 result, within the project's bounds for operations."""
+    tight = actual.dtype == torch.float64
+    rtol, atol = (1e-10, 1e-11) if tight else (1e-4, 1e-5)
+    torch.testing.assert_close(actual.double(), expected, rtol=rtol, atol=atol)
+
+
+def rand(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64).to(dtype)
+
+
+def layouts(x: Tensor) -> dict[str, Tensor]:
+    """The same [B, C, T] values in different memory: dense, misaligned, sliced, strided, transposed."""
+    b, c, t = x.shape
+    misaligned = torch.empty(x.numel() + 1, dtype=x.dtype)[1:].view(b, c, t).copy_(x)
+    wider = torch.empty(b, c + 2, t + 3, dtype=x.dtype)
+    channel_slice = torch.empty(b, 2 * c, t, dtype=x.dtype)[:, :c].copy_(x)
+    every_second = torch.empty(b, c, 2 * t, dtype=x.dtype)[:, :, ::2].copy_(x)
+    return {
+        "dense": x.contiguous(),
+        "misaligned": misaligned,
+        "channel slice": channel_slice,
+        "time slice": wider[:, 1 : c + 1, 2 : t + 2].copy_(x),
+        "time stride 2": every_second,
+        "channels last": x.transpose(1, 2).contiguous().transpose(1, 2),
+    }
+
+
+def gate_formula(x: Tensor) -> Tensor:
+    half = x.shape[1] // 2
+    return torch.tanh(x[:, :half]) * torch.sigmoid(x[:, half:])
+
+
+def layer_formula(
+    h: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    res_skip_weight: Tensor,
+    res_skip_bias: Tensor | None,
+    cond: Tensor | None,
+    cond_weight: Tensor | None,
+    cond_bias: Tensor | None,
+    input_bias: Tensor | None,
+    mask: Tensor | None,
+    dilation: int,
+    causal: bool,
+    res_scale: float,
+    residual: bool,
+) -> tuple[Tensor, Tensor]:
+    """A WN layer, tap by tap, in float64."""
+    h, conv_weight, res_skip_weight = h.double(), conv_weight.double(), res_skip_weight.double()
+    b, c, t = h.shape
+    taps = conv_weight.shape[2]
+    x = h if input_bias is None else h + input_bias.double()[:, :, None]
+    left = (taps - 1) * dilation // (1 if causal else 2)
+    u = torch.zeros(b, conv_weight.shape[0], t, dtype=torch.float64)
+    for tap in range(taps):
+        for out in range(t):
+            source = out + tap * dilation - left
+            if 0 <= source < t:
+                u[:, :, out] += x[:, :, source] @ conv_weight[:, :, tap].T
+    if conv_bias is not None:
+        u = u + conv_bias.double()[:, None]
+    if cond is not None:
+        projected = cond.double() if cond_weight is None else cond_weight.double() @ cond.double()
+        u = u + projected
+    if cond_bias is not None:
+        u = u + cond_bias.double()[:, None]
+    r = res_skip_weight @ gate_formula(u)
+    if res_skip_bias is not None:
+        r = r + res_skip_bias.double()[:, None]
+    rows = c if residual else 0
+    h_out = (h + r[:, :rows]) * res_scale if residual else h[:, :0]
+    return h_out if mask is None else h_out * mask.double(), r[:, rows:]
+
+
+def layer_arguments(
+    *,
+    dtype: torch.dtype,
+    t: int,
+    b: int = 2,
+    c: int = 5,
+    g: int = 7,
+    s: int = 3,
+    taps: int = 3,
+    cond: str = "local",
+    dilation: int = 2,
+    causal: bool = False,
+    biases: bool = True,
+    input_bias: int = 0,
+    mask: bool = False,
+    res_scale: float = 1.0,
+    residual: bool = True,
+) -> list[object]:
+    """Arguments of wn_layer in the schema's order. `cond`: local, global, projected (global) or none."""
+    r = c if residual else 0
+    cond_channels = 2 * g if "projected" in cond else 4
+    cond_time = 1 if "global" in cond else t
+    has_cond = cond != "none"
+    has_weight = has_cond and "projected" not in cond
+    return [
+        rand(b, c, t, dtype=dtype),
+        rand(2 * g, c, taps, dtype=dtype) / (c * taps) ** 0.5,
+        rand(2 * g, dtype=dtype) if biases else None,
+        rand(r + s, g, dtype=dtype) / g**0.5,
+        rand(r + s, dtype=dtype) if biases else None,
+        rand(b, cond_channels, cond_time, dtype=dtype) if has_cond else None,
+        rand(2 * g, cond_channels, dtype=dtype) / 2 if has_weight else None,
+        rand(2 * g, dtype=dtype) if biases and has_cond else None,
+        rand(input_bias, c, dtype=dtype) if input_bias else None,
+        (torch.rand(b, 1, t) > 0.3).to(dtype) if mask else None,
+        dilation,
+        causal,
+        res_scale,
+        residual,
+    ]
+
+
+def check_layer(arguments: list[object]) -> None:
+    h_out, skip = ops.wn_layer(*arguments)
+    expected_h, expected_skip = layer_formula(*arguments)  # type: ignore[arg-type]
+    close(h_out, expected_h)
+    close(skip, expected_skip)
+
+
+def test_library_loads() -> None:
+    assert _native.status()["cpu"] is None
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("t", TIMES)
+def test_gate(t: int, dtype: torch.dtype) -> None:
+    for name, x in layouts(4 * rand(2, 6, t, dtype=dtype)).items():
+        y = ops.gate(x)
+        assert y.shape == (2, 3, t) and y.dtype == dtype, name
+        close(y, gate_formula(x.double()))
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 5), (3, 0, 5), (1, 2, 0), (1, 2, 100_003)])
+def test_gate_shapes(shape: tuple[int, int, int]) -> None:
+    x = torch.randn(shape)
+    close(ops.gate(x), gate_formula(x.double()))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gate_is_accurate_everywhere(dtype: torch.dtype) -> None:
+    """Relative to the result itself, from tiny to saturated; infinities are exact and NaN comes through."""
+    magnitudes = torch.logspace(-30, 1.9, 4001, dtype=torch.float64)
+    values = torch.cat([-magnitudes.flip(0), magnitudes]).to(dtype)
+    for tanh_in, sigmoid_in in (
+        (values, torch.full_like(values, 0.7)),
+        (torch.full_like(values, 0.7), values),
+    ):
+        x = torch.stack([tanh_in, sigmoid_in])[None]
+        expected = gate_formula(x.double())
+        relative = ((ops.gate(x).double() - expected) / expected).abs()
+        # Below e^-87 the result leaves float32's normal range.
+        assert relative.max() < 8 * torch.finfo(dtype).eps
+    inf, nan = float("inf"), float("nan")
+    x = torch.tensor(
+        [[inf, -inf, 1.0, 1.0, 1e30, -1e30, nan, 1.0], [inf, inf, inf, -inf, 1e30, 1e30, 1.0, nan]]
+    )
+    y = ops.gate(x.to(dtype)[None])[0, 0].double()
+    torch.testing.assert_close(
+        y[:6],
+        torch.tensor([1, -1, torch.tanh(torch.tensor(1.0)), 0, 1, -1], dtype=torch.float64),
+        rtol=0,
+        atol=1e-7,
+    )
+    assert y[6:].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("t", TIMES)
+def test_wn_layer_times(t: int, causal: bool, dtype: torch.dtype) -> None:
+    check_layer(layer_arguments(dtype=dtype, t=t, causal=causal, mask=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cond", ["local", "global", "projected", "projected global", "none"])
+@pytest.mark.parametrize("biases", [False, True])
+@pytest.mark.parametrize("t", [1, 33])
+def test_wn_layer_conditioning(t: int, biases: bool, cond: str, dtype: torch.dtype) -> None:
+    check_layer(layer_arguments(dtype=dtype, t=t, cond=cond, biases=biases))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("taps", [1, 3, 5])
+@pytest.mark.parametrize("dilation", [1, 4, 16, 64])
+def test_wn_layer_dilations(dilation: int, taps: int, causal: bool) -> None:
+    """Up to dilations beyond the whole length, 19."""
+    check_layer(layer_arguments(dtype=torch.float32, t=19, dilation=dilation, taps=taps, causal=causal))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize("input_bias", [0, 1, 2])
+def test_wn_layer_extras(input_bias: int, mask: bool, residual: bool, dtype: torch.dtype) -> None:
+    check_layer(
+        layer_arguments(
+            dtype=dtype, t=21, input_bias=input_bias, mask=mask, residual=residual, res_scale=0.5**0.5
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("c", "g", "s"), [(1, 1, 1), (4, 6, 0), (12, 12, 12), (13, 25, 1), (64, 64, 64), (192, 96, 24)]
+)
+def test_wn_layer_channels(c: int, g: int, s: int) -> None:
+    """Panels of weight rows that come out even, and that do not."""
+    check_layer(layer_arguments(dtype=torch.float32, t=40, c=c, g=g, s=s))
+
+
+def test_wn_layer_waveglow_size() -> None:
+    """256 channels, 640 of conditioning: several tiles of time, and sums as long as they get."""
+    torch.manual_seed(1)
+    h, cond = torch.randn(1, 256, 300), torch.randn(1, 640, 300)
+    conv_weight, cond_weight = torch.randn(512, 256, 3) / 768**0.5, torch.randn(512, 640) / 640**0.5
+    res_skip_weight, bias = torch.randn(512, 256) / 16, torch.randn(512)
+    check_layer(
+        [
+            h,
+            conv_weight,
+            bias,
+            res_skip_weight,
+            bias,
+            cond,
+            cond_weight,
+            bias,
+            None,
+            None,
+            8,
+            False,
+            1.0,
+            True,
+        ]
+    )
+
+
+@pytest.mark.parametrize("t", [1, 9, 40])
+def test_wn_layer_layouts(t: int) -> None:
+    arguments = layer_arguments(dtype=torch.float32, t=t, input_bias=2, mask=True)
+    expected = layer_formula(*arguments)  # type: ignore[arg-type]
+    for index in (0, 5, 9):  # h, cond, mask
+        for x in layouts(arguments[index]).values():  # type: ignore[arg-type]
+            for actual, wanted in zip(
+                ops.wn_layer(*[x if i == index else a for i, a in enumerate(arguments)]),
+                expected,
+                strict=True,
+            ):
+                close(actual, wanted)
+    strided = [
+        a.repeat_interleave(2, dim=-1)[..., ::2] if i in (1, 3, 6, 8) else a for i, a in enumerate(arguments)
+    ]  # type: ignore[attr-defined]
+    for actual, wanted in zip(ops.wn_layer(*strided), expected, strict=True):
+        close(actual, wanted)
+
+
+def test_wn_layer_empty_batch() -> None:
+    check_layer(layer_arguments(dtype=torch.float32, t=9, b=0))
+
+
+def test_wn_layer_keeps_nan_local() -> None:
+    """A NaN reaches the outputs whose window it is in, and no others."""
+    arguments = layer_arguments(dtype=torch.float32, t=200, taps=3, dilation=4)
+    arguments[0][0, 2, 100] = float("nan")  # type: ignore[index]
+    h_out, skip = ops.wn_layer(*arguments)
+    hit = torch.zeros(200, dtype=torch.bool)
+    hit[[96, 100, 104]] = True
+    assert torch.equal(skip[0].isnan().all(0), hit) and torch.equal(skip[0].isnan().any(0), hit)
+    assert not skip[1].isnan().any() and not h_out[1].isnan().any()
+
+
+def test_wn_layer_same_bits_on_any_number_of_threads() -> None:
+    arguments = layer_arguments(dtype=torch.float32, t=1500, c=16, g=16, s=16)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(ops.wn_layer(*arguments))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("last_residual", [False, True])
+@pytest.mark.parametrize("cond", ["local", "global", "projected", "projected global", "none"])
+@pytest.mark.parametrize("t", [0, 1, 70])
+def test_wn(t: int, cond: str, last_residual: bool, dtype: torch.dtype) -> None:
+    """The whole block is its layers one after the other."""
+    dilations, scale, skip_scale = [1, 2, 4], 0.5**0.5, 3**-0.5
+    layers = []
+    for i, dilation in enumerate(dilations):
+        residual = i < 2 or last_residual
+        layers.append(
+            layer_arguments(
+                dtype=dtype,
+                t=t,
+                cond=cond,
+                dilation=dilation,
+                input_bias=2,
+                residual=residual,
+                res_scale=scale,
+            )
+        )
+    h, mask = layers[0][0], (torch.rand(2, 1, t) > 0.3).to(dtype)
+    lists = [[layer[i] for layer in layers if layer[i] is not None] for i in range(9)]
+    conds = lists[5]
+    block_cond = None if not conds else torch.cat(conds, dim=1) if "projected" in cond else conds[0]  # type: ignore[arg-type]
+
+    state, total = h, torch.zeros(2, 3, t, dtype=torch.float64)
+    for layer in layers:
+        layer[0], layer[9] = state, mask
+        if block_cond is not None and "projected" not in cond:
+            layer[5] = block_cond
+        state, skip = layer_formula(*layer)  # type: ignore[arg-type]
+        total = total + skip
+
+    options = (dilations, False, scale, skip_scale, last_residual)
+    actual = ops.wn(h, *lists[1:5], block_cond, *lists[6:9], mask, *options)
+    close(actual, total * skip_scale * mask.double())
+
+
+def test_wn_minimal() -> None:
+    """One layer, every list that may be empty is empty."""
+    arguments = layer_arguments(dtype=torch.float32, t=11, cond="none", biases=False, residual=False)
+    h, conv_weight, res_skip_weight = arguments[0], arguments[1], arguments[3]
+    actual = ops.wn(
+        h, [conv_weight], [], [res_skip_weight], [], None, [], [], [], None, [2], False, 1.0, 1.0, False
+    )
+    close(actual, layer_formula(*arguments)[1])  # type: ignore[arg-type]
+
+
+def coupling_formula(
+    x: Tensor, shift: Tensor, log_scale: Tensor | None, mask: Tensor | None, form: str, reverse: bool
+) -> tuple[Tensor, Tensor]:
+    x, shift = x.double(), shift.double()
+    if form == "additive":
+        log = torch.zeros_like(x)
+        y = x - shift if reverse else x + shift
+    else:
+        assert log_scale is not None
+        s = log_scale.double()
+        log = s if form == "exp" else torch.nn.functional.logsigmoid(s + 2)
+        if form == "exp":
+            y = (x - shift) * torch.exp(-s) if reverse else torch.exp(s) * x + shift
+        else:
+            y = x / torch.sigmoid(s + 2) - shift if reverse else (x + shift) * torch.sigmoid(s + 2)
+    weight = torch.ones_like(x) if mask is None else mask.double().expand_as(x)
+    return y * weight, (log * weight).sum(dim=(1, 2)) * (-1 if reverse else 1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("form", ["exp", "sigmoid", "additive"])
+def test_affine_coupling(form: str, masked: bool, reverse: bool, dtype: torch.dtype) -> None:
+    for t in TIMES:
+        mask = (torch.rand(2, 1, t) > 0.3).to(dtype) if masked else None
+        x, shift = rand(2, 3, t, dtype=dtype), rand(2, 3, t, dtype=dtype)
+        log_scale = rand(2, 3, t, dtype=dtype) if form != "additive" else None
+        expected_y, expected_log_det = coupling_formula(x, shift, log_scale, mask, form, reverse)
+        for name in layouts(x):
+            y, log_det = ops.affine_coupling(
+                layouts(x)[name],
+                layouts(shift)[name],
+                None if log_scale is None else layouts(log_scale)[name],
+                None if mask is None else layouts(mask)[name],
+                form,
+                reverse,
+            )
+            close(y, expected_y)
+            assert log_det.dtype == dtype
+            close(log_det, expected_log_det)
+
+
+def test_affine_coupling_sums_in_double() -> None:
+    """A hundred thousand terms added in float32, one by one, would be off by parts in a million."""
+    log_scale = torch.full((1, 1, 100_000), 0.1)
+    _, log_det = ops.affine_coupling(log_scale, log_scale, log_scale, None, "exp", False)
+    torch.testing.assert_close(log_det.double(), log_scale.double().sum(dim=(1, 2)), rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("channels", [1, 4, 8, 33])
+def test_invconv1x1(channels: int, dtype: torch.dtype) -> None:
+    weight = rand(channels, channels, dtype=dtype)
+    for t in [*TIMES, 511, 512, 513, 1500]:
+        x, mask = rand(2, channels, t, dtype=dtype), (torch.rand(2, 1, t) > 0.3).to(dtype)
+        expected = weight.double() @ x.double()
+        for strided in layouts(x).values():
+            close(ops.invconv1x1(strided, weight, None), expected)
+        close(ops.invconv1x1(x, weight.T.contiguous().T, mask), expected * mask.double())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_actnorm(reverse: bool, dtype: torch.dtype) -> None:
+    loc, scale = rand(3, dtype=dtype), rand(3, dtype=dtype).abs() + 0.5
+    for t in TIMES:
+        x, mask = rand(2, 3, t, dtype=dtype), (torch.rand(2, 1, t) > 0.3).to(dtype)
+        wide_loc, wide_scale = loc.double()[:, None], scale.double()[:, None]
+        expected = x.double() / wide_scale - wide_loc if reverse else wide_scale * (x.double() + wide_loc)
+        for strided in layouts(x).values():
+            close(ops.actnorm(strided, loc, scale, None, reverse), expected)
+        close(ops.actnorm(x, loc, scale, mask, reverse), expected * mask.double())
+
+
+def bad_layer(**changes: object) -> list[object]:
+    names = [
+        "h",
+        "conv_weight",
+        "conv_bias",
+        "res_skip_weight",
+        "res_skip_bias",
+        "cond",
+        "cond_weight",
+        "cond_bias",
+    ]
+    names += ["input_bias", "mask", "dilation", "causal", "res_scale", "residual"]
+    arguments = layer_arguments(dtype=torch.float32, t=9)
+    return [changes.get(name, value) for name, value in zip(names, arguments, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ops.gate(torch.zeros(2, 4)), r"`x` must be \[B, 2G, T\].*got \[2, 4\]"),
+        (lambda: ops.gate(torch.zeros(2, 5, 3)), r"`x` must be \[B, 2G, T\].*got \[2, 5, 3\]"),
+        (
+            lambda: ops.gate(torch.zeros(2, 4, 3, dtype=torch.float16)),
+            "`x` must be float32 or float64.*float16",
+        ),
+        (
+            lambda: ops.wn_layer(*bad_layer(h=torch.zeros(2, 4, 9))),
+            r"`conv_weight` must be \[2G, C, k\] with C = 4",
+        ),
+        (
+            lambda: ops.wn_layer(*bad_layer(h=torch.zeros(2, 5, 9).bfloat16())),
+            "`h` must be float32 or float64.*bfloat16",
+        ),
+        (lambda: ops.wn_layer(*bad_layer(conv_weight=torch.zeros(14, 5, 2))), "odd kernel size"),
+        (
+            lambda: ops.wn_layer(*bad_layer(conv_bias=torch.zeros(13))),
+            r"`conv_bias` must be \[2G\] = \[14\]; got \[13\]",
+        ),
+        (
+            lambda: ops.wn_layer(*bad_layer(res_skip_weight=torch.zeros(4, 7))),
+            "`res_skip_weight` must be .* R = 5",
+        ),
+        (
+            lambda: ops.wn_layer(*bad_layer(cond=torch.zeros(2, 4, 8))),
+            r"`cond` must be \[B, Cc, T or 1\].*\[2, 4, 8\]",
+        ),
+        (
+            lambda: ops.wn_layer(*bad_layer(cond=torch.zeros(2, 4, 9).double())),
+            "`cond` must be float32.*got float64",
+        ),
+        (lambda: ops.wn_layer(*bad_layer(cond_weight=None)), "`cond` must have 2G = 14 channels"),
+        (lambda: ops.wn_layer(*bad_layer(cond=None)), "`cond_weight` must come with `cond`"),
+        (
+            lambda: ops.wn_layer(*bad_layer(input_bias=torch.zeros(3, 5))),
+            r"`input_bias` must be \[B or 1, C\]",
+        ),
+        (
+            lambda: ops.wn_layer(*bad_layer(mask=torch.zeros(2, 1, 8))),
+            r"`mask` must be \[B, 1, T\] = \[2, 1, 9\]",
+        ),
+        (lambda: ops.wn_layer(*bad_layer(dilation=0)), "`dilation` must be at least 1; got 0"),
+        (
+            lambda: ops.wn(
+                torch.zeros(1, 2, 3), [], [], [], [], None, [], [], [], None, [], False, 1.0, 1.0, False
+            ),
+            "`conv_weights` must name at least one layer",
+        ),
+        (
+            lambda: ops.affine_coupling(*[torch.zeros(1, 2, 3)] * 3, None, "tanh", False),
+            '`form` must be "exp", "sigmoid" or "additive"; got "tanh"',
+        ),
+        (
+            lambda: ops.affine_coupling(*[torch.zeros(1, 2, 3)] * 2, None, None, "exp", False),
+            "`log_scale` must be given",
+        ),
+        (
+            lambda: ops.invconv1x1(torch.zeros(1, 2, 3), torch.zeros(3, 3), None),
+            r"`weight` must be \[C, C\] = \[2, 2\]; got \[3, 3\]",
+        ),
+        (
+            lambda: ops.actnorm(torch.zeros(1, 2, 3), torch.zeros(3), torch.zeros(2), None, False),
+            r"`loc` must be \[C\] = \[2\]; got \[3\]",
+        ),
+    ],
+)
+def test_bad_arguments(call: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_every_instruction_set(isa: str) -> None:
+    """Processors differ: kernels that this one would not choose must be right too, or be refused by name."""
+    script = f"""
+import sys
+import torch
+import fastflow
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import test_native as t
+try:
+    t.ops.gate(torch.zeros(1, 2, 1))
+except ValueError as error:
+    assert "`FASTFLOW_CPU_ISA` must be one of baseline" in str(error), error
+    print("refused")
+    sys.exit()
+for dtype in t.DTYPES:
+    x = 4 * t.rand(2, 6, 131, dtype=dtype)
+    t.close(t.ops.gate(x), t.gate_formula(x.double()))
+    for cond in ("local", "global", "projected", "none"):
+        t.check_layer(t.layer_arguments(dtype=dtype, t=131, c=13, g=25, cond=cond, mask=True, input_bias=2))
+print("right")
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "FASTFLOW_CPU_ISA": isa},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    expected = {"right"} if isa == "baseline" else {"right", "refused"}
+    assert result.stdout.strip() in expected

@@ -1,0 +1,168 @@
+"""What is packed: exported symbols, versions, wheel tags, and the build that has no compiler."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pytest
+
+import fastflow
+from fastflow import _native
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = Path(fastflow.__file__).parent
+LIBRARIES = [path for name in ("_cpu.so", "_cuda.so") if (path := PACKAGE / name).exists()]
+
+needs_sources = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="tests run outside the source tree")
+needs_nm = pytest.mark.skipif(shutil.which("nm") is None, reason="nm is not installed")
+
+
+def copy_sources(target: Path) -> Path:
+    """Copy what an sdist holds into `target`, without anything that was built."""
+    target.mkdir()
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md"):
+        shutil.copy(ROOT / name, target)
+    for name in ("csrc", "fastflow"):
+        shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    return target
+
+
+def build_wheel(project: Path, environment: dict[str, str]) -> tuple[Path, str]:
+    """Build a wheel without isolation; return it and everything the build printed."""
+    command = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        str(project / "dist"),
+        str(project),
+    ]
+    result = subprocess.run(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout
+    (wheel,) = (project / "dist").glob("*.whl")
+    return wheel, result.stdout
+
+
+@needs_nm
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda path: path.name)
+def test_symbols(library: Path) -> None:
+    """Only the C library, libstdc++ and PyTorch's stable C shims: nothing of Python, at:: or c10::."""
+    lines = subprocess.check_output(["nm", "-D", "--undefined-only", str(library)], text=True).splitlines()
+    symbols = {line.split()[-1].split("@")[0] for line in lines}
+    torch_symbols = {name for name in symbols if re.match(r"(aoti_)?torch_", name)}
+    assert "torch_library_impl" in torch_symbols
+    assert not [name for name in symbols if name.startswith(("Py", "_Py"))]
+    mangled = {name for name in symbols if re.match(r"_Z", name)}
+    demangled = subprocess.run(["c++filt", "-r"], input="\n".join(mangled), capture_output=True, text=True, check=True)
+    assert not re.findall(r"\b(?:at|c10|torch|caffe2)::.*", demangled.stdout)
+    defined = subprocess.check_output(["nm", "-D", "--defined-only", str(library)], text=True)
+    assert "fastflow" not in defined, "kernels must not be exported: two libraries in one process would share them"
+
+
+@needs_nm
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda path: path.name)
+def test_dependencies(library: Path) -> None:
+    """libtorch is named, so that its symbols are found; the CUDA runtime is inside."""
+    dynamic = subprocess.check_output(["readelf", "-d", str(library)], text=True)
+    needed = set(re.findall(r"\(NEEDED\).*\[(.+)\]", dynamic))
+    assert "libtorch.so" in needed
+    assert not [name for name in needed if name.startswith(("libcudart", "libpython", "libc10", "libtorch_python"))]
+    assert "RPATH" not in dynamic and "RUNPATH" not in dynamic
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda path: path.name)
+def test_no_build_paths(library: Path) -> None:
+    assert str(ROOT).encode() not in library.read_bytes()
+
+
+def test_loading_never_raises(tmp_path: Path) -> None:
+    """A missing and a broken library are both reasons, not errors."""
+    broken = tmp_path / "_cpu.so"
+    broken.write_bytes(b"not a library")
+    assert "fastflow/_cpu.so cannot be loaded: " in str(_native._load(broken, ""))
+    assert _native._load(tmp_path / "_none.so", "because") == "fastflow/_none.so is not built (because)"
+
+
+def test_status_names_both_libraries() -> None:
+    status = _native.status()
+    assert list(status) == ["cpu", "cuda"]
+    for name, reason in status.items():
+        built = (PACKAGE / f"_{name}.so").exists()
+        assert reason is None or (f"fastflow/_{name}.so" in reason)
+        assert built or reason is not None
+
+
+def test_version_is_the_same_everywhere() -> None:
+    try:
+        installed = version("fastflow")
+    except PackageNotFoundError:
+        pytest.skip("fastflow runs from its source folder")
+    assert installed == fastflow.__version__
+    assert re.fullmatch(r"\d+\.\d+\.\d+", installed)
+
+
+@needs_sources
+def test_wheel(tmp_path: Path) -> None:
+    """One wheel for every Python: py3-none-<platform>, with the library, the assets and the typing marker."""
+    if not (PACKAGE / "_cpu.so").exists():
+        pytest.skip("installed without compiled kernels")
+    project = copy_sources(tmp_path / "project")
+    (project / "fastflow/_cuda.so").write_bytes(b"left over from another build")
+    wheel, _ = build_wheel(project, {**os.environ, "FASTFLOW_BUILD_CUDA": "0"})
+    assert re.fullmatch(rf"fastflow-{fastflow.__version__}-py3-none-linux_\w+\.whl", wheel.name)
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        library = archive.read("fastflow/_cpu.so")
+    assert "fastflow/_cuda.so" not in names
+    assert "fastflow/py.typed" in names
+    assets = {f"fastflow/assets/{path.name}" for path in (ROOT / "fastflow/assets").iterdir()}
+    assert assets <= set(names)
+    assert not [name for name in names if name.startswith(("csrc/", "tests/", "build/"))]
+    assert str(tmp_path).encode() not in library
+
+
+@needs_sources
+@pytest.mark.parametrize("lacking", ["compiler", "switched off"])
+def test_pure_python_fallback(tmp_path: Path, lacking: str) -> None:
+    """Without a compiler the build succeeds, says so in one plain paragraph, and the wheel is pure Python."""
+    project = copy_sources(tmp_path / "project")
+    environment = {key: value for key, value in os.environ.items() if key not in ("CXX", "CUDA_HOME")}
+    if lacking == "compiler":
+        environment["PATH"] = str(tmp_path)  # an empty folder
+    else:
+        environment["FASTFLOW_BUILD_CPU"] = "0"
+    wheel, output = build_wheel(project, environment)
+    assert wheel.name == f"fastflow-{fastflow.__version__}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as archive:
+        assert not [name for name in archive.namelist() if name.endswith(".so")]
+    warnings = [line for line in output.splitlines() if line.startswith("warning: fastflow is installed without")]
+    if lacking == "compiler":
+        assert len(warnings) == 1 and "no C++ compiler was found (c++, g++, clang++)" in warnings[0]
+    else:
+        assert not warnings
+
+
+@needs_sources
+def test_target_version_is_the_oldest_supported_torch() -> None:
+    """setup.py compiles for the ABI of the oldest PyTorch that pyproject.toml lets in."""
+    target = int(re.findall(r'TORCH_TARGET_VERSION = "(0x\w+)"', (ROOT / "setup.py").read_text())[0], 16)
+    oldest = re.findall(r'"torch>=(\d+)\.(\d+)"', (ROOT / "pyproject.toml").read_text())
+    assert set(oldest) == {(str(target >> 56), str(target >> 48 & 0xFF))}
+
+
+def test_typing_marker_is_installed() -> None:
+    spec = importlib.util.find_spec("fastflow")
+    assert spec is not None and spec.origin is not None
+    assert Path(spec.origin).with_name("py.typed").exists()
