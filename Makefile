@@ -31,7 +31,7 @@ wheel: $(VENV)/.ready
 	$(BIN)/python -m build --wheel --no-isolation
 
 clean:
-	rm -rf build dist fastflow.egg-info fastflow/*.so .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist demo fastflow.egg-info fastflow/*.so .mypy_cache .pytest_cache .ruff_cache
 	rm -f $(VENV)/.native $(VENV)/.ready $(VENV)/.lint
 
 # The stamps below let set-up run once: again only where what it was made from has changed.

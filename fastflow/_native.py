@@ -35,9 +35,9 @@ def _load(path: Path, not_built: str) -> str | None:
     if not path.exists():
         return f"fastflow/{path.name} is not built ({not_built})"
     try:
-        torch.ops.load_library(path)
+        torch.ops.load_library(path)  # type: ignore[no-untyped-call]
     except (OSError, RuntimeError) as error:  # missing symbols, another processor; a PyTorch without this ABI
-        reason = str(error).splitlines()[0]
+        reason = str(error.__cause__ or error).splitlines()[0]  # torch wraps the loader's own words
         if path.name == "_cuda.so" and torch.version.cuda is None:
             reason = f"this PyTorch is built without CUDA ({reason})"
         return f"fastflow/{path.name} cannot be loaded: {reason}"

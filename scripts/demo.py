@@ -46,13 +46,9 @@ FIGURES = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument(
-        "--in", dest="clip", type=Path, default=CLIP, help="audio file; default: the demo clip"
-    )
+    parser.add_argument("--in", dest="clip", type=Path, default=CLIP, help="audio file; default: the demo clip")
     parser.add_argument("--model", default="waveglow-small", help="checkpoint file or a bundled model's name")
-    parser.add_argument(
-        "--out", type=Path, default=Path("demo"), help="directory for the results; default: demo"
-    )
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="directory for the results; default: demo")
     arguments = parser.parse_args()
     missing = [name for name in ("pystoi", "pesq", "matplotlib") if importlib.util.find_spec(name) is None]
     if missing:
@@ -87,9 +83,7 @@ def run(clip: Path, name: str, directory: Path) -> None:
     seconds = len(source) / rate
     print(f"input    {clip}, {seconds:.2f} s")
     print(f"model    {name}, sigma {SIGMA:g}, seed {SEED}, CPU, {torch.get_num_threads()} threads")
-    print(
-        f"speed    {took:.2f} s, real-time factor {took / seconds:.3f} ({seconds / took:.1f} times real time)"
-    )
+    print(f"speed    {took:.2f} s, real-time factor {took / seconds:.3f} ({seconds / took:.1f} times real time)")
     print(f"\n{table(figures)}\n")
     for path in paths:
         print(f"wrote    {path}")

@@ -58,12 +58,7 @@ def test_options_of_vocode_are_all_in_the_table() -> None:
 
 def test_make_targets_exist() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    used = {
-        line.split()[1]
-        for block in blocks("console")
-        for line in block.splitlines()
-        if line.startswith("make ")
-    }
+    used = {line.split()[1] for block in blocks("console") for line in block.splitlines() if line.startswith("make ")}
     assert used
     assert used <= targets
 

@@ -194,9 +194,7 @@ def test_gate_is_accurate_everywhere(dtype: torch.dtype) -> None:
         # Below e^-87 the result leaves float32's normal range.
         assert relative.max() < 8 * torch.finfo(dtype).eps
     inf, nan = float("inf"), float("nan")
-    x = torch.tensor(
-        [[inf, -inf, 1.0, 1.0, 1e30, -1e30, nan, 1.0], [inf, inf, inf, -inf, 1e30, 1e30, 1.0, nan]]
-    )
+    x = torch.tensor([[inf, -inf, 1.0, 1.0, 1e30, -1e30, nan, 1.0], [inf, inf, inf, -inf, 1e30, 1e30, 1.0, nan]])
     y = ops.gate(x.to(dtype)[None])[0, 0].double()
     torch.testing.assert_close(
         y[:6],
@@ -236,9 +234,7 @@ def test_wn_layer_dilations(dilation: int, taps: int, causal: bool) -> None:
 @pytest.mark.parametrize("input_bias", [0, 1, 2])
 def test_wn_layer_extras(input_bias: int, mask: bool, residual: bool, dtype: torch.dtype) -> None:
     check_layer(
-        layer_arguments(
-            dtype=dtype, t=21, input_bias=input_bias, mask=mask, residual=residual, res_scale=0.5**0.5
-        )
+        layer_arguments(dtype=dtype, t=21, input_bias=input_bias, mask=mask, residual=residual, res_scale=0.5**0.5)
     )
 
 
@@ -288,9 +284,7 @@ def test_wn_layer_layouts(t: int) -> None:
                 strict=True,
             ):
                 close(actual, wanted)
-    strided = [
-        a.repeat_interleave(2, dim=-1)[..., ::2] if i in (1, 3, 6, 8) else a for i, a in enumerate(arguments)
-    ]  # type: ignore[attr-defined]
+    strided = [a.repeat_interleave(2, dim=-1)[..., ::2] if i in (1, 3, 6, 8) else a for i, a in enumerate(arguments)]  # type: ignore[attr-defined]
     for actual, wanted in zip(ops.wn_layer(*strided), expected, strict=True):
         close(actual, wanted)
 
@@ -367,9 +361,7 @@ def test_wn_minimal() -> None:
     """One layer, every list that may be empty is empty."""
     arguments = layer_arguments(dtype=torch.float32, t=11, cond="none", biases=False, residual=False)
     h, conv_weight, res_skip_weight = arguments[0], arguments[1], arguments[3]
-    actual = ops.wn(
-        h, [conv_weight], [], [res_skip_weight], [], None, [], [], [], None, [2], False, 1.0, 1.0, False
-    )
+    actual = ops.wn(h, [conv_weight], [], [res_skip_weight], [], None, [], [], [], None, [2], False, 1.0, 1.0, False)
     close(actual, layer_formula(*arguments)[1])  # type: ignore[arg-type]
 
 
@@ -510,9 +502,7 @@ def bad_layer(**changes: object) -> list[object]:
         ),
         (lambda: ops.wn_layer(*bad_layer(dilation=0)), "`dilation` must be at least 1; got 0"),
         (
-            lambda: ops.wn(
-                torch.zeros(1, 2, 3), [], [], [], [], None, [], [], [], None, [], False, 1.0, 1.0, False
-            ),
+            lambda: ops.wn(torch.zeros(1, 2, 3), [], [], [], [], None, [], [], [], None, [], False, 1.0, 1.0, False),
             "`conv_weights` must name at least one layer",
         ),
         (

@@ -57,7 +57,9 @@ def load(
     path = _resolve(path_or_name)
     checkpoint = read(path)
     try:
-        model = WaveGlow(**checkpoint.config)
+        # Its initial weights are drawn for nothing; the caller's random numbers are not to change by that.
+        with torch.random.fork_rng(devices=[]):
+            model = WaveGlow(**checkpoint.config)
     except ValueError as error:  # sizes that fit the tensors and no model, such as an even kernel
         raise CheckpointError(f"cannot load {path}: {error}") from error
     model.to(kind).load_state_dict(checkpoint.state_dict, strict=True)

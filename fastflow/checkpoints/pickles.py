@@ -266,8 +266,9 @@ def evaluate(stream: Stream, load_persistent: Callable[[Any], Any]) -> Any:
             machine.step(opcode.name, argument)
     except CheckpointError:
         raise
-    # Everything that decoding arbitrary bytes, or taking values that are not there, can raise.
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
+    # Everything that decoding arbitrary bytes, or taking values that are not there, can raise; a warning
+    # about a backslash too, where warnings are errors.
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, Warning) as error:
         raise CheckpointError(f"its pickle is damaged ({type(error).__name__}: {str(error)[:200]})") from error
     raise CheckpointError("its pickle ends too early")
 

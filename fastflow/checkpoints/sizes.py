@@ -71,7 +71,7 @@ def infer(shapes: Shapes) -> dict[str, Any]:
     channels = [_most_common(flows[flow]) for flow in sorted(flows)]
     n_group = channels[0]
     condition = common(r"WN\.\d+\.cond_layer\.weight_v", 1)
-    upsample = [shape[0] for key in ("upsample.weight", "upsample.bias") if (shape := shapes.get(key))]
+    upsample = [size for key in ("upsample.weight", "upsample.bias") for size in shapes.get(key, ())[:1]]
     n_mel_channels = _most_common([*upsample, condition // n_group, condition])
     conditioning = "group" if condition == n_mel_channels and n_group > 1 else "sample"
     win_length = common(r"upsample\.weight", 2) * (n_group if conditioning == "group" else 1)

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from fastflow.models import WaveGlow
 
-BAR_DELAY = 1.0  # seconds of work before a progress bar appears
 SUBTYPES = ("PCM_16", "PCM_24", "FLOAT")
 
 
@@ -220,15 +219,12 @@ class _Synthesis:
 
 
 def _run(plan: _Plan, synthesis: _Synthesis, subtype: str, plot: bool, overwrite: bool) -> None:
-    from tqdm import tqdm
-
     from fastflow.audio.io import write_audio
+    from fastflow.cli.progress import progress
 
     seconds = spent = 0.0
     written = 0
-    # delay: the bar is for long work only
-    bar = tqdm(plan.items, unit="file", delay=1, file=sys.stderr, disable=not sys.stderr.isatty(), leave=False)
-    for item in bar:
+    for item in progress(plan.items, synthesis.model):
         try:
             result = synthesis(item)
             item.output.parent.mkdir(parents=True, exist_ok=True)

@@ -117,6 +117,12 @@ class SegmentDataset:
         square = sum(float(audio.double().square().sum()) for audio in self._audio)
         return float((square / sum(len(audio) for audio in self._audio)) ** 0.5)
 
+    @property
+    def mel_statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (at least 0.1) of each mel band over all frames, [n_mels] each."""
+        frames = torch.cat(self._mel, 1).double()
+        return frames.mean(1).float(), frames.std(1).float().clamp(min=0.1)
+
     def batch(self, number: int, size: int) -> tuple[Tensor, Tensor]:
         """Batch `number` of `size` segments: (mel [size, 80, segment/hop + 1], audio [size, segment]), float32."""
         generator = torch.Generator().manual_seed(_mix(self.seed, number))

@@ -110,7 +110,7 @@ def train(
     device = parameters[0].device
     optimizer = torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.99))
     if not resume:
-        start_from_data(model, dataset.std)
+        start_from_data(model, dataset)
     average = [p.detach().clone() for p in parameters]
     progress = Progress()
     if resume:
@@ -176,11 +176,23 @@ def train(
     return facts
 
 
-def start_from_data(model: WaveGlow, std: float) -> None:
-    """Scales the first 1x1 weight so that audio of this standard deviation enters the flows with unit variance."""
+def start_from_data(model: WaveGlow, dataset: SegmentDataset) -> None:
+    """Sets the weights that meet raw data so that it enters the network centred and with unit variance.
+
+    Without this the first minutes go into learning scales: log-mels lie around -6, audio around 0.1.
+    The first 1x1 weight is divided by the audio's standard deviation. The upsampler starts as a linear interpolation of
+    each mel band, normalised by its mean and deviation; its kernel rises over one hop and falls over the next.
+    """
     first = next(p for name, p in model.named_parameters() if name.startswith("convinv.0."))
+    mean, std = dataset.mel_statistics
+    weight, bias = model.upsample.weight, model.upsample.bias
+    assert bias is not None
+    hop = model.upsample.stride[0]
+    kernel = (1 - (torch.arange(weight.shape[2], device=weight.device) - hop).abs() / hop).clamp(min=0)
     with torch.no_grad():
-        first.div_(max(std, 1e-4))
+        first.div_(max(dataset.std, 1e-4))
+        weight.copy_(torch.diag(1 / std).to(weight)[:, :, None] * kernel.to(weight))
+        bias.copy_(-mean / std)
 
 
 def _check(settings: Settings, model: WaveGlow, dataset: SegmentDataset) -> None:

@@ -66,6 +66,14 @@ def test_weights_that_do_not_fit_the_dtype(tiny: State, save_torch: Save) -> Non
         load(path, dtype=torch.float16)
 
 
+def test_loading_draws_no_random_numbers() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    load(FILES[0])
+    assert torch.equal(torch.rand(3), expected)
+
+
 def test_bad_device_and_dtype() -> None:
     for device in ("gpu", "cuda:99", "meta0"):
         with pytest.raises(ValueError, match=f"`device` {device} cannot be used"):

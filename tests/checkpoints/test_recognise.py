@@ -61,6 +61,11 @@ def test_weights_that_are_not_finite(value: float, tiny: State, save_torch: Save
     assert "`upsample.bias` [8]: 3 of 8 in torch.float32" in str(caught.value)
 
 
+def test_finite_weights_with_an_infinite_sum(tiny: State, save_torch: Save) -> None:
+    tiny["upsample.bias"][:] = 1e38
+    fastflow.load(save_torch(tiny))
+
+
 def test_file_names_and_keys_cannot_forge_a_message(tiny: State, save_torch: Save) -> None:
     key = "evil\n\x1b[2J" + "x" * 1000
     with pytest.raises(CheckpointError) as caught:

@@ -14,6 +14,7 @@ from click.testing import Result
 
 import fastflow
 from fastflow.checkpoints import save
+from fastflow.cli import progress
 from fastflow.cli import vocode as command
 from fastflow.ops import registry
 
@@ -144,6 +145,26 @@ def test_plot_writes_a_picture_beside_each_output(
     assert files(tmp_path / "out") == ["a.png", "a.wav", "m.png", "m.wav"]
     for name in ("a.png", "m.png"):
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_that_cannot_be_drawn_is_listed(vocode: Run, tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((80, 1), np.float32))
+    result = vocode(tmp_path / "a.npy", "-o", tmp_path / "a.wav", "--plot")
+    assert result.exit_code == 1
+    assert f"failed: picture of {tmp_path}/a.wav: " in result.stderr
+    assert soundfile.info(tmp_path / "a.wav").frames == 256
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_a_bar_in_a_terminal_only(
+    vocode: Run, make_wav: MakeWav, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_wav(tmp_path / "a.wav")
+    make_wav(tmp_path / "b.wav")
+    assert vocode(tmp_path, "-o", tmp_path / "1").stderr == ""
+    monkeypatch.setattr(progress, "on_terminal", lambda: True)
+    monkeypatch.setattr(progress, "DELAY", 0.0)
+    assert "0%|" in vocode(tmp_path / "?.wav", "-o", tmp_path / "2").stderr
 
 
 # bad files among good ones

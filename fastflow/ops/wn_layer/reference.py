@@ -20,8 +20,10 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, cau
 
 
 def _project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """1x1 convolution with a [M, N] weight: [B, N, T] -> [B, M, T]."""
-    return _convolve(x, weight[:, :, None], bias, 1, False)
+    """Product with a [M, N] weight at every step, [B, N, T] -> [B, M, T]: in bfloat16 2 to 3 times a conv1d's speed."""
+    if bias is None:
+        return torch.matmul(weight, x)
+    return torch.baddbmm(bias[None, :, None], weight.expand(x.shape[0], -1, -1), x)
 
 
 def preactivation(
@@ -106,6 +108,17 @@ def _convolve_backward(
     return grad_x, grad_weight, grad_bias
 
 
+def _project_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, needs: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of `_project` for x, weight and bias."""
+    return (
+        torch.matmul(weight.t(), grad) if needs[0] else None,
+        torch.matmul(grad, x.transpose(1, 2)).sum(0) if needs[1] else None,
+        grad.sum((0, 2)) if needs[2] else None,
+    )
+
+
 def wn_layer_backward(
     grad_h: Tensor,
     grad_skip: Tensor,
@@ -175,13 +188,8 @@ def layer_backward(
     if residual:
         grad_h = grad_h * res_scale if mask is None else grad_h * (mask * res_scale)
         grad_r = torch.cat((grad_h, grad_skip), 1)
-    grad_a, grad_res_skip_weight, grad_res_skip_bias = _convolve_backward(
-        grad_r,
-        gate(u),
-        res_skip_weight[:, :, None],
-        1,
-        False,
-        (True, needs[3], needs[4] and res_skip_bias is not None),
+    grad_a, grad_res_skip_weight, grad_res_skip_bias = _project_backward(
+        grad_r, gate(u), res_skip_weight, (True, needs[3], needs[4] and res_skip_bias is not None)
     )
     assert grad_a is not None
     grad_u = gate_backward(grad_a, u)
@@ -199,13 +207,8 @@ def layer_backward(
         if cond_weight is None:
             grad_cond = grad_projected
         else:
-            grad_cond, grad_cond_weight, grad_cond_bias = _convolve_backward(
-                grad_projected,
-                cond,
-                cond_weight[:, :, None],
-                1,
-                False,
-                (needs[5], needs[6], needs[7] and cond_bias is not None),
+            grad_cond, grad_cond_weight, grad_cond_bias = _project_backward(
+                grad_projected, cond, cond_weight, (needs[5], needs[6], needs[7] and cond_bias is not None)
             )
 
     grad_input_bias = None
@@ -218,17 +221,14 @@ def layer_backward(
     if residual and grad_x is not None:
         grad_h_in = grad_x + grad_h
 
-    def squeeze(g: Tensor | None) -> Tensor | None:
-        return None if g is None else g[:, :, 0]
-
     return [
         grad_h_in if needs[0] else None,
         grad_conv_weight,
         grad_conv_bias,
-        squeeze(grad_res_skip_weight),
+        grad_res_skip_weight,
         grad_res_skip_bias,
         grad_cond if needs[5] else None,
-        squeeze(grad_cond_weight),
+        grad_cond_weight,
         grad_cond_bias,
         grad_input_bias,
     ]
