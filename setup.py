@@ -29,13 +29,16 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent.resolve()
 TORCH_TARGET_VERSION = "0x020a000000000000"  # 2.10: the oldest PyTorch whose ABI has all that csrc/ calls
+TORCH_TARGET_FLAG = f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"
 DEFAULT_CUDA_ARCHS = "75 80 86 89 90 100 120"
 
 COMMON_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 # PyTorch's std::optional<Tensor> sets off a false -Wmaybe-uninitialized in GCC 12.
-HOST_FLAGS = [*COMMON_FLAGS, "-Wno-maybe-uninitialized", f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
+HOST_FLAGS = [*COMMON_FLAGS, "-Wno-maybe-uninitialized", TORCH_TARGET_FLAG]
 # What lets loops over the branch-free exp, tanh and sigmoid become vector code. Neither changes a result.
 KERNEL_FLAGS = [*COMMON_FLAGS, "-Wno-psabi", "-fno-math-errno", "-fno-trapping-math"]
+# -s leaves out the symbol table: nothing is exported anyway.
+LINK_FLAGS = ["-shared", "-s", "-Wl,--no-as-needed"]
 INSTRUCTION_SETS = {"baseline": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     HOST_FLAGS.append("-DFASTFLOW_X86")
@@ -53,6 +56,15 @@ def find_torch() -> Path | None:
     spec = importlib.util.find_spec("torch")
     folder = Path(spec.origin).parent if spec and spec.origin else None
     return folder if folder and (folder / "include/torch/csrc/stable/library.h").exists() else None
+
+
+def torch_prefix_map(torch: Path) -> str:
+    """Return the flag that keeps this machine's folders out of the file names in PyTorch's error messages."""
+    return f"-fmacro-prefix-map={torch}/include/="
+
+
+def torch_includes(torch: Path) -> list[str | Path]:
+    return ["-isystem", torch / "include", torch_prefix_map(torch)]
 
 
 def find_compiler() -> str | None:
@@ -171,10 +183,9 @@ class BuildNative(build_ext):
     def cpu_library(self, ninja: NinjaFile, folder: Path) -> str:
         torch, compiler = find_torch(), find_compiler()
         compile_tail = "$flags -MMD -MF $out.d -c $in -o $out"
-        ninja.rule("host", [compiler, *HOST_FLAGS, "-isystem", torch / "include"], compile_tail, depfile=True)
+        ninja.rule("host", [compiler, *HOST_FLAGS, *torch_includes(torch)], compile_tail, depfile=True)
         ninja.rule("kernel", [compiler, *KERNEL_FLAGS], compile_tail, depfile=True)
-        link = [compiler, "-shared", "-s", "-Wl,--no-as-needed", "-L", torch / "lib"]
-        ninja.rule("link", link, "$in -ltorch -o $out", depfile=False)
+        ninja.rule("link", [compiler, *LINK_FLAGS, "-L", torch / "lib"], "$in -ltorch -o $out", depfile=False)
         sources = sorted(path.relative_to(ROOT) for path in (ROOT / "csrc/cpu").glob("*.cpp"))
         objects = [ninja.build(f"{folder}/{path.stem}.o", "host", [str(path)]) for path in sources]
         for isa, flags in INSTRUCTION_SETS.items():
@@ -185,28 +196,22 @@ class BuildNative(build_ext):
     def cuda_library(self, ninja: NinjaFile, folder: Path) -> str:
         torch, compiler, home = find_torch(), find_compiler(), find_cuda_home()
         nvcc = home / "bin/nvcc"
-        defines = ["-DUSE_CUDA", f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
-        include = ["-isystem", torch / "include"]
-        # ptxas -v reports the registers and spills of every kernel as part of the build's output.
-        device = [
-            "-std=c++20",
-            "-O3",
-            "-Xcompiler=-fPIC,-fvisibility=hidden",
-            "-Xptxas=-v",
-            "-ccbin",
-            compiler,
-        ]
-        nvcc_command = [nvcc, *device, *cuda_arch_flags(nvcc), *defines, *include]
-        ninja.rule("nvcc", nvcc_command, "-MMD -MF $out.d -c $in -o $out", depfile=True)
-        host = [compiler, *COMMON_FLAGS, *defines, *include, "-isystem", home / "include"]
-        ninja.rule("host", host, "-MMD -MF $out.d -c $in -o $out", depfile=True)
+        compile_tail = "-MMD -MF $out.d -c $in -o $out"
+        host = [compiler, *HOST_FLAGS, "-DUSE_CUDA", *torch_includes(torch), "-isystem", home / "include"]
+        ninja.rule("host", host, compile_tail, depfile=True)
+        # nvcc hands the host compiler's flags on. ptxas -v reports the registers and spills of every kernel as part
+        # of the build's output.
+        through = [f"-Xcompiler={flag}" for flag in ("-fPIC", "-fvisibility=hidden", torch_prefix_map(torch))]
+        device = ["-std=c++20", "-O3", "-Xptxas=-v", "-ccbin", compiler, *through, *cuda_arch_flags(nvcc)]
+        defines = ["-DUSE_CUDA", TORCH_TARGET_FLAG]
+        ninja.rule("nvcc", [nvcc, *device, *defines, "-isystem", torch / "include"], compile_tail, depfile=True)
         libraries = [flag for name in ("lib64", "lib") if (home / name).exists() for flag in ("-L", home / name)]
-        link = [compiler, "-shared", "-s", "-Wl,--no-as-needed", "-L", torch / "lib", *libraries]
+        link = [compiler, *LINK_FLAGS, "-L", torch / "lib", *libraries]
         ninja.rule("link", link, "$in -ltorch -lcudart_static -ldl -lrt -lpthread -o $out", depfile=False)
         objects = []
         for pattern, rule in (("*.cpp", "host"), ("*.cu", "nvcc")):
             for path in sorted((ROOT / "csrc/cuda").glob(pattern)):
-                objects.append(ninja.build(f"{folder}/{path.stem}{path.suffix}.o", rule, [str(path.relative_to(ROOT))]))
+                objects.append(ninja.build(f"{folder}/{path.name}.o", rule, [str(path.relative_to(ROOT))]))
         return ninja.build(f"{folder}/_cuda.so", "link", objects)
 
 

@@ -28,8 +28,32 @@ SAMPLING_RATE = 22050
 TEXT = Path(__file__).with_name("corpus.txt")
 # The variants (vocal tract, pitch, breathiness) make the voices different; the accents change the phonemes.
 ACCENTS = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029")
-TRAIN_VARIANTS = ("m1", "m2", "m3", "m4", "m6", "m7", "f1", "f2", "f4", "croak", "Alex", "Andy", "Annie", "Denis",
-                  "Hugo", "Lee", "linda", "Michael", "steph", "Gene", "belinda", "grandma", "grandpa", "victor")
+TRAIN_VARIANTS = (
+    "m1",
+    "m2",
+    "m3",
+    "m4",
+    "m6",
+    "m7",
+    "f1",
+    "f2",
+    "f4",
+    "croak",
+    "Alex",
+    "Andy",
+    "Annie",
+    "Denis",
+    "Hugo",
+    "Lee",
+    "linda",
+    "Michael",
+    "steph",
+    "Gene",
+    "belinda",
+    "grandma",
+    "grandpa",
+    "victor",
+)
 HELDOUT_VARIANTS = ("m5", "m8", "f3", "f5", "Jacky", "aunty")
 HELDOUT_EVERY = 8  # every 8th sentence of the text is kept for the held-out set
 

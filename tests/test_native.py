@@ -534,7 +534,6 @@ def test_every_instruction_set(isa: str) -> None:
     script = f"""
 import sys
 import torch
-import fastflow
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import test_native as t
 try:

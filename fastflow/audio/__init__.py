@@ -7,7 +7,7 @@ from fastflow.audio.errors import AudioError
 from fastflow.audio.io import read_audio, write_audio
 from fastflow.audio.mel import MelSpectrogram
 from fastflow.audio.metrics import evaluate, griffin_lim
-from fastflow.audio.plot import plot_comparison
+from fastflow.audio.plot import plot_comparison, plot_mel_comparison
 
 __all__ = [
     "AudioError",
@@ -16,6 +16,7 @@ __all__ = [
     "evaluate",
     "griffin_lim",
     "plot_comparison",
+    "plot_mel_comparison",
     "read_audio",
     "write_audio",
 ]

@@ -25,9 +25,7 @@ def missing_extra(package: str, extra: str) -> ModuleNotFoundError:
 def check_rate(sampling_rate: int) -> None:
     is_int = isinstance(sampling_rate, int) and not isinstance(sampling_rate, bool)
     if not is_int or not LOWEST_RATE <= sampling_rate <= HIGHEST_RATE:
-        raise AudioError(
-            f"`sampling_rate` must be an int in {LOWEST_RATE}..{HIGHEST_RATE} Hz; got {sampling_rate!r}"
-        )
+        raise AudioError(f"`sampling_rate` must be an int in {LOWEST_RATE}..{HIGHEST_RATE} Hz; got {sampling_rate!r}")
 
 
 def check_finite(values: Tensor, what: str) -> None:

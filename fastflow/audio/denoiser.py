@@ -86,9 +86,7 @@ class Denoiser(nn.Module):
         """
         check_audio(audio, "audio")
         if audio.device != self.bias_spec.device:
-            raise AudioError(
-                f"`audio` must be on the denoiser's device {self.bias_spec.device}; got {audio.device}"
-            )
+            raise AudioError(f"`audio` must be on the denoiser's device {self.bias_spec.device}; got {audio.device}")
         if not (math.isfinite(strength) and strength >= 0):
             raise AudioError(f"`strength` must be finite and at least 0; got {strength}")
         length = audio.shape[-1]

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from fastflow.audio._checks import HIGHEST_RATE, LOWEST_RATE, as_signal, check_finite, check_rate
-from fastflow.audio._files import check_target, write_whole
 from fastflow.audio.errors import AudioError
+from fastflow.files import check_target, write_whole
 
 if TYPE_CHECKING:
     import soundfile
@@ -56,9 +56,7 @@ def read_audio(path: str | os.PathLike[str], sampling_rate: int = 22050) -> Tens
     if not LOWEST_RATE <= rate <= HIGHEST_RATE:
         raise AudioError(f"cannot read {path}: its sampling rate, {rate} Hz, is none of audio")
     if len(samples) < promised:
-        raise AudioError(
-            f"cannot read {path}: it is truncated, {len(samples)} of {promised} samples can be decoded"
-        )
+        raise AudioError(f"cannot read {path}: it is truncated, {len(samples)} of {promised} samples can be decoded")
     if len(samples) == 0:
         raise AudioError(f"cannot read {path}: it holds no samples")
     mono = samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0]
@@ -67,9 +65,7 @@ def read_audio(path: str | os.PathLike[str], sampling_rate: int = 22050) -> Tens
     if rate != sampling_rate:
         mono = soxr.resample(mono, rate, sampling_rate, quality="VHQ")
         if len(mono) == 0:
-            raise AudioError(
-                f"cannot read {path}: {len(samples)} samples at {rate} Hz give none at {sampling_rate} Hz"
-            )
+            raise AudioError(f"cannot read {path}: {len(samples)} samples at {rate} Hz give none at {sampling_rate} Hz")
     return torch.from_numpy(mono.copy())
 
 
@@ -100,16 +96,15 @@ def write_audio(
     if suffix not in _FORMATS:
         raise AudioError(f"cannot write {path}: the name must end in .wav or .flac; got {path.suffix!r}")
     if subtype not in _SUBTYPES[suffix]:
-        raise AudioError(
-            f"`subtype` must be one of {', '.join(_SUBTYPES[suffix])} for {suffix}; got {subtype!r}"
-        )
+        raise AudioError(f"`subtype` must be one of {', '.join(_SUBTYPES[suffix])} for {suffix}; got {subtype!r}")
     check_rate(sampling_rate)
     signal = as_signal(audio, f"cannot write {path}: `audio`")
     if len(signal) == 0 and suffix == ".flac":
         raise AudioError(f"cannot write {path}: a flac file without samples cannot be read back")
-    check_target(path, overwrite)
+    check_target(path, overwrite=overwrite, error=AudioError)
     encoded, clipped = _encode(signal, sampling_rate, _FORMATS[suffix], subtype, path)
-    write_whole(path, encoded, overwrite=overwrite)
+    with write_whole(path, overwrite=overwrite, error=AudioError) as temporary:
+        temporary.write_bytes(encoded)
     return clipped
 
 

@@ -75,13 +75,9 @@ class MelSpectrogram(nn.Module):
         check_audio(audio, "audio")
         least = minimum_samples(self.n_fft)
         if audio.shape[-1] < least:
-            raise AudioError(
-                f"`audio` must have at least {least} samples (n_fft / 2 + 1); got {audio.shape[-1]}"
-            )
+            raise AudioError(f"`audio` must have at least {least} samples (n_fft / 2 + 1); got {audio.shape[-1]}")
         if audio.device != self.basis.device:
-            raise AudioError(
-                f"`audio` must be on the module's device {self.basis.device}; got {audio.device}"
-            )
+            raise AudioError(f"`audio` must be on the module's device {self.basis.device}; got {audio.device}")
         signal = audio.double().reshape(-1, audio.shape[-1])
         spectrum = torch.stft(
             signal,

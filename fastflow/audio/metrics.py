@@ -107,9 +107,7 @@ def pesq(reference: Tensor, estimate: Tensor, sampling_rate: int) -> float:
     except ModuleNotFoundError:
         raise missing_extra("pesq", "metrics") from None
 
-    x, y = (
-        _resample(signal, sampling_rate, _PESQ_RATE) for signal in _pair(reference, estimate, sampling_rate)
-    )
+    x, y = (_resample(signal, sampling_rate, _PESQ_RATE) for signal in _pair(reference, estimate, sampling_rate))
     if not x.any() or not y.any():
         return _undefined("PESQ", "a signal is silent")
     parts = math.ceil(len(x) / (_PESQ_SECONDS * _PESQ_RATE))
@@ -200,9 +198,7 @@ def _pair(reference: Tensor, estimate: Tensor, sampling_rate: int) -> tuple[Tens
     length = min(len(x), len(y))
     least = math.ceil(_WINDOW * sampling_rate / _RATE)
     if length < least:
-        raise AudioError(
-            f"`reference` and `estimate` must have at least {least} samples; got {len(x)} and {len(y)}"
-        )
+        raise AudioError(f"`reference` and `estimate` must have at least {least} samples; got {len(x)} and {len(y)}")
     return x[:length], y[:length]
 
 
@@ -227,9 +223,7 @@ def _f0(signal: Tensor) -> Tensor:
     import librosa
 
     low, high = _F0_RANGE
-    f0, _, _ = librosa.pyin(
-        signal.numpy(), fmin=low, fmax=high, sr=_RATE, frame_length=_F0_FRAME, hop_length=_HOP
-    )
+    f0, _, _ = librosa.pyin(signal.numpy(), fmin=low, fmax=high, sr=_RATE, frame_length=_F0_FRAME, hop_length=_HOP)
     return torch.from_numpy(f0)
 
 

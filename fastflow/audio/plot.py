@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 
 from fastflow.audio._checks import as_signal, check_rate, missing_extra
-from fastflow.audio._files import check_target, write_whole
 from fastflow.audio.errors import AudioError
 from fastflow.audio.mel import MelSpectrogram
+from fastflow.files import check_target, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.image import AxesImage
 
-_SIZE_INCHES = (11, 8.5)
+_WIDTH_INCHES = 11
+_INCHES_PER_PART = 0.85
 _DPI = 120
 # A waveform is drawn as the extremes of this many stretches: more than the picture has columns, and few
 # enough that an hour of audio does not exceed what the renderer can hold.
@@ -45,45 +46,85 @@ def plot_comparison(
     hop 256) one colour scale. The file appears whole or not at all; AudioError names the path or the argument
     and the reason.
     """
+    path = _check(path, sampling_rate, overwrite)
+    first_signal, second_signal = as_signal(reference, "`reference`"), as_signal(estimate, "`estimate`")
+    signals = {"Input waveform": first_signal, "Output waveform": second_signal}
+    front_end = _front_end(sampling_rate)
+    mels = {"Input log-mel": front_end(first_signal)[0], "Output log-mel": front_end(second_signal)[0]}
+    _draw(path, signals, mels, front_end, overwrite)
+
+
+def plot_mel_comparison(
+    path: str | os.PathLike[str],
+    reference_mel: Tensor,
+    estimate: Tensor,
+    sampling_rate: int,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Writes the same picture where the input is a log-mel [80, F] and there is no input waveform to draw.
+
+    The mel must be of the bands and the hop that `plot_comparison` names. Raises as it does.
+    """
+    path = _check(path, sampling_rate, overwrite)
+    signal = as_signal(estimate, "`estimate`")
+    front_end = _front_end(sampling_rate)
+    if reference_mel.dim() != 2 or reference_mel.shape[0] != front_end.n_mels:
+        raise AudioError(f"`reference_mel` must be [{front_end.n_mels}, F]; got {list(reference_mel.shape)}")
+    mels = {"Input log-mel": reference_mel.detach().cpu().double(), "Output log-mel": front_end(signal)[0]}
+    _draw(path, {"Output waveform": signal}, mels, front_end, overwrite)
+
+
+def _check(path: str | os.PathLike[str], sampling_rate: int, overwrite: bool) -> Path:
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise AudioError(f"cannot write {path}: the name must end in .png; got {path.suffix!r}")
+    check_rate(sampling_rate)
+    check_target(path, overwrite=overwrite, error=AudioError)
+    return path
+
+
+def _front_end(sampling_rate: int) -> MelSpectrogram:
+    return MelSpectrogram(sampling_rate, f_max=min(8000.0, sampling_rate / 2))
+
+
+def _draw(
+    path: Path, signals: dict[str, Tensor], mels: dict[str, Tensor], front_end: MelSpectrogram, overwrite: bool
+) -> None:
+    """Draws titled waveforms and log-mels, one above the other."""
     try:
         # A Figure of its own and not pyplot: neither the program's backend nor its current figure is touched.
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
         raise missing_extra("matplotlib", "plot") from None
 
-    path = Path(path)
-    if path.suffix.lower() != ".png":
-        raise AudioError(f"cannot write {path}: the name must end in .png; got {path.suffix!r}")
-    check_rate(sampling_rate)
-    signals = [as_signal(reference, "`reference`"), as_signal(estimate, "`estimate`")]
-    check_target(path, overwrite)
-    front_end = MelSpectrogram(sampling_rate, f_max=min(8000.0, sampling_rate / 2))
-    mels = [front_end(signal)[0] for signal in signals]
-
-    figure = Figure(figsize=_SIZE_INCHES, dpi=_DPI, layout="constrained")
-    axes = figure.subplots(4, 1, sharex=True, height_ratios=(2, 2, 3, 3))
-    peak = max(float(signal.abs().max()) for signal in signals) or 1.0
-    for ax, signal, title in zip(axes[:2], signals, ("Input waveform", "Output waveform"), strict=True):
-        _draw_waveform(ax, signal, sampling_rate)
+    heights = [2] * len(signals) + [3] * len(mels)
+    figure = Figure(figsize=(_WIDTH_INCHES, _INCHES_PER_PART * sum(heights)), dpi=_DPI, layout="constrained")
+    axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
+    peak = max(float(signal.abs().max()) for signal in signals.values()) or 1.0
+    for ax, (title, signal) in zip(axes, signals.items(), strict=False):
+        _draw_waveform(ax, signal, front_end.sampling_rate)
         ax.set_title(title, loc="left")
         ax.set_ylabel("Amplitude\n(full scale 1)")
         ax.set_ylim(-1.05 * peak, 1.05 * peak)
 
-    top = max(float(mel.max()) for mel in mels)
-    bottom = max(min(float(mel.min()) for mel in mels), top - _COLOUR_RANGE)
+    top = max(float(mel.max()) for mel in mels.values())
+    bottom = max(min(float(mel.min()) for mel in mels.values()), top - _COLOUR_RANGE)
     # Two signals of silence have one value only, which should look like silence.
     top = max(top, bottom + 1)
-    for ax, mel, title in zip(axes[2:], mels, ("Input log-mel", "Output log-mel"), strict=True):
+    panels = list(axes[len(signals) :])
+    for ax, (title, mel) in zip(panels, mels.items(), strict=True):
         image = _draw_mel(ax, mel, front_end, bottom, top)
         ax.set_title(title, loc="left")
         ax.set_ylabel("Frequency (Hz, mel scale)")
-    figure.colorbar(image, ax=list(axes[2:]), label="ln(mel magnitude)", pad=0.01)
-    axes[3].set_xlabel("Time (s)")
-    axes[3].set_xlim(0, max(len(signal) for signal in signals) / sampling_rate)
+    figure.colorbar(image, ax=panels, label="ln(mel magnitude)", pad=0.01)
+    panels[-1].set_xlabel("Time (s)")
+    panels[-1].set_xlim(0, max(len(signal) for signal in signals.values()) / front_end.sampling_rate)
 
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    write_whole(path, buffer.getvalue(), overwrite=overwrite)
+    with write_whole(path, overwrite=overwrite, error=AudioError) as temporary:
+        temporary.write_bytes(buffer.getvalue())
 
 
 def _draw_waveform(ax: Axes, signal: Tensor, sampling_rate: int) -> None:

@@ -7,10 +7,7 @@ plain state dict.
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastflow.files import write_whole
+
 from .errors import CheckpointError, quote
 from .formats import Described
 from .tensors import LazyTensor
@@ -26,8 +25,6 @@ from .tensors import LazyTensor
 FORMAT_VERSION = 1
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-# What a file system without hard links (FAT, some network mounts) answers to link(2).
-_NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}
 
 
 @dataclass(eq=False)
@@ -77,55 +74,18 @@ def describe(file: Any) -> Described:
 
 
 def write(path: Path, config: Mapping[str, Any], state_dict: Mapping[str, Tensor], *, overwrite: bool) -> None:
-    """Puts the file at `path` in one step: readers see the old state or the complete new file.
-
-    It is written beside `path` under another name, then renamed over it (`overwrite`) or linked to it, which
-    fails if `path` has come to exist in the meantime. Raises CheckpointError naming the path and the reason.
-    """
+    """Puts the file at `path`, whole or not at all. Raises CheckpointError naming the path and the reason."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    _check_target(path, overwrite)
     metadata = {
         "format": "pt",  # what other readers of safetensors look for
         "fastflow_format": str(FORMAT_VERSION),
         "model": "WaveGlow",
         "config": json.dumps(dict(config)),
     }
-    temporary = path.parent / f".fastflow-{secrets.token_hex(8)}.tmp"
-    try:
-        with open(temporary, "xb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-        save_file(dict(state_dict), temporary, metadata=metadata)
-        os.chmod(temporary, mode)  # as any new file's here; save_file's own is for its owner alone
-        if overwrite:
-            os.replace(temporary, path)
-        else:
-            _publish_new(temporary, path)
-    except FileExistsError:
-        raise CheckpointError(f"cannot write {path}: it already exists (overwrite=True replaces it)") from None
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(f"cannot write {path}: {reason}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _check_target(path: Path, overwrite: bool) -> None:
-    if os.path.isdir(path):
-        raise CheckpointError(f"cannot write {path}: it is a directory")
-    if not overwrite and os.path.lexists(path):
-        raise CheckpointError(f"cannot write {path}: it already exists (overwrite=True replaces it)")
-    if not os.path.isdir(path.parent):
-        raise CheckpointError(f"cannot write {path}: there is no directory {path.parent}")
-
-
-def _publish_new(temporary: Path, path: Path) -> None:
-    try:
-        os.link(temporary, path)
-    except OSError as error:
-        if error.errno not in _NO_HARD_LINKS:
-            raise
-        # Without hard links the check and the rename are two steps; no portable call joins them.
-        _check_target(path, overwrite=False)
-        os.replace(temporary, path)
+    with write_whole(path, overwrite=overwrite, error=CheckpointError) as temporary:
+        try:
+            save_file(dict(state_dict), temporary, metadata=metadata)
+        except SafetensorError as error:
+            raise CheckpointError(f"cannot write {path}: {error}") from error

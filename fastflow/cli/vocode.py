@@ -251,11 +251,9 @@ def _run(plan: _Plan, synthesis: _Synthesis, subtype: str, plot: bool, overwrite
 
 
 def _plot(path: Path, result: _Result, sampling_rate: int, overwrite: bool) -> None:
-    if result.source is None:
-        from fastflow.cli.picture import plot_mel_comparison
+    from fastflow.audio.plot import plot_comparison, plot_mel_comparison
 
+    if result.source is None:
         plot_mel_comparison(path, result.mel, result.audio, sampling_rate, overwrite=overwrite)
     else:
-        from fastflow.audio.plot import plot_comparison
-
         plot_comparison(path, result.source, result.audio, sampling_rate, overwrite=overwrite)

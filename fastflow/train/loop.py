@@ -290,9 +290,7 @@ def _save_state(
     _write_whole(path, lambda temporary: torch.save(state, temporary))
 
 
-def _load_state(
-    path: Path, model: WaveGlow, average: list[Tensor], optimizer: torch.optim.Optimizer
-) -> Progress:
+def _load_state(path: Path, model: WaveGlow, average: list[Tensor], optimizer: torch.optim.Optimizer) -> Progress:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         config = json.loads(state["config"])

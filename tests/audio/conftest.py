@@ -23,9 +23,7 @@ def make_voice(seconds: float, pitch: float) -> Tensor:
     ]
     signal = np.zeros_like(time)
     for harmonic in range(1, int(4000 / pitch)):
-        gain = sum(
-            weight / (1 + ((harmonic * f0 - centre) / width) ** 2) for centre, width, weight in formants
-        )
+        gain = sum(weight / (1 + ((harmonic * f0 - centre) / width) ** 2) for centre, width, weight in formants)
         signal += gain * np.sin(harmonic * phase)
     syllables = np.clip(np.sin(2 * np.pi * 2 * time), 0, None) ** 0.5
     breath = np.random.default_rng(0).standard_normal(len(time))

@@ -28,9 +28,7 @@ class HummingModel(nn.Module):
         self.calls.append((mel, sigma))
         time = torch.arange(mel.shape[2] * HOP, device=mel.device, dtype=torch.float32)
         # Cosines, which reflection at their first sample continues: the first frame is like all others.
-        hum = torch.cos(2 * torch.pi * 10.5 * time / 1024) + 0.3 * torch.cos(
-            2 * torch.pi * 87.2 * time / 1024
-        )
+        hum = torch.cos(2 * torch.pi * 10.5 * time / 1024) + 0.3 * torch.cos(2 * torch.pi * 87.2 * time / 1024)
         return (self.level * hum).to(mel.dtype) + mel.mean(dim=(1, 2)).unsqueeze(1)
 
 
@@ -177,9 +175,7 @@ def test_refused_settings(settings, message):
 
 def test_refused_audio():
     denoiser = Denoiser(HummingModel())
-    with pytest.raises(
-        AudioError, match=r"^`audio` must be \[T\] or \[B, T\] with B at least 1; got \[1, 1, 2000\]$"
-    ):
+    with pytest.raises(AudioError, match=r"^`audio` must be \[T\] or \[B, T\] with B at least 1; got \[1, 1, 2000\]$"):
         denoiser(torch.zeros(1, 1, 2000))
     with pytest.raises(AudioError, match=r"^`audio` must be floating point; got torch\.int64$"):
         denoiser(torch.zeros(2000, dtype=torch.int64))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import errno
 import os
+import pathlib
 import struct
 from pathlib import Path
 
@@ -96,9 +97,7 @@ def test_resampling_keeps_a_tone(tmp_path, rate):
 
 
 def test_resampling_removes_what_the_new_rate_cannot_hold(tmp_path):
-    soundfile.write(
-        tmp_path / "x.wav", 0.5 * np.sin(2 * np.pi * 7000 * np.arange(48000) / 48000), 48000, "FLOAT"
-    )
+    soundfile.write(tmp_path / "x.wav", 0.5 * np.sin(2 * np.pi * 7000 * np.arange(48000) / 48000), 48000, "FLOAT")
     assert read_audio(tmp_path / "x.wav", 8000)[800:-800].abs().max() < 1e-4
 
 
@@ -222,9 +221,7 @@ def test_samples_that_are_not_finite(tmp_path):
     samples[[123, 400]] = np.nan
     samples[500] = -np.inf
     soundfile.write(tmp_path / "x.wav", samples, 16000, "FLOAT")
-    refuses_to_read(
-        tmp_path / "x.wav", "its audio must be finite; 3 of 1000 values are not, the first at index 123"
-    )
+    refuses_to_read(tmp_path / "x.wav", "its audio must be finite; 3 of 1000 values are not, the first at index 123")
 
 
 @pytest.mark.parametrize("rate", [0, -1, 999, 1_000_001, 22050.0, True, "22050"])
@@ -289,9 +286,7 @@ def test_unknown_suffix(tmp_path, noise, name):
 
 
 def test_subtypes(tmp_path, noise):
-    with pytest.raises(
-        AudioError, match=r"^`subtype` must be one of PCM_16, PCM_24 for \.flac; got 'FLOAT'$"
-    ):
+    with pytest.raises(AudioError, match=r"^`subtype` must be one of PCM_16, PCM_24 for \.flac; got 'FLOAT'$"):
         write_audio(tmp_path / "x.flac", noise, RATE, subtype="FLOAT")
     with pytest.raises(AudioError, match=r"one of PCM_16, PCM_24, FLOAT for \.wav; got 'PCM_8'$"):
         write_audio(tmp_path / "x.wav", noise, RATE, subtype="PCM_8")
@@ -348,28 +343,13 @@ def test_full_disc_leaves_nothing_new(tmp_path, noise, monkeypatch, overwrite):
     path = tmp_path / "x.wav"
     if overwrite:
         path.write_bytes(b"old")
-    true_open = builtins.open
 
-    def open_on_a_full_disc(name, mode="r", *args, **kwargs):
-        file = true_open(name, mode, *args, **kwargs)
-        if mode == "xb":
-            true_write = file.write
+    def write_on_a_full_disc(target, data):
+        with open(target, "wb") as file:
+            file.write(data[:100])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-            class Full:
-                def __enter__(self):
-                    return self
-
-                def __exit__(self, *_):
-                    file.close()
-
-                def write(self, data):
-                    true_write(data[:100])
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-            return Full()
-        return file
-
-    monkeypatch.setattr(builtins, "open", open_on_a_full_disc)
+    monkeypatch.setattr(pathlib.Path, "write_bytes", write_on_a_full_disc)
     refuses_to_write(path, noise, "No space left on device", overwrite=overwrite)
     monkeypatch.undo()
     assert files_in(tmp_path) == (["x.wav"] if overwrite else [])

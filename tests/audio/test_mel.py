@@ -55,9 +55,7 @@ def signals(voice: Tensor) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize(
-    "name", ["voice", "noise", "tone", "chirp", "click", "silence", "constant", "faint", "loud"]
-)
+@pytest.mark.parametrize("name", ["voice", "noise", "tone", "chirp", "click", "silence", "constant", "faint", "loud"])
 def test_equal_to_librosa_in_float32(voice, name):
     audio = signals(voice)[name]
     mel = MelSpectrogram()(audio)
@@ -123,9 +121,7 @@ def test_nothing_enters_the_state_dict():
 
 
 def test_other_settings(voice):
-    module = MelSpectrogram(
-        RATE, n_fft=512, hop_length=100, win_length=400, n_mels=40, f_min=80.0, f_max=7600.0
-    )
+    module = MelSpectrogram(RATE, n_fft=512, hop_length=100, win_length=400, n_mels=40, f_min=80.0, f_max=7600.0)
     mel = librosa.feature.melspectrogram(
         y=voice.numpy(), sr=RATE, n_fft=512, hop_length=100, win_length=400, pad_mode="reflect", power=1.0,
         n_mels=40, fmin=80.0, fmax=7600.0,

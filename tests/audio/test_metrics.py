@@ -146,10 +146,7 @@ def test_pesq_of_long_audio_is_the_mean_of_its_parts(voice, monkeypatch):
     noisy = with_noise(voice, 15)
     whole = metrics.pesq(voice, noisy, RATE)
     monkeypatch.setattr(metrics, "_PESQ_SECONDS", 1.5)
-    x, y = (
-        torch.from_numpy(soxr.resample(s.double().numpy(), RATE, 16000, quality="VHQ"))
-        for s in (voice, noisy)
-    )
+    x, y = (torch.from_numpy(soxr.resample(s.double().numpy(), RATE, 16000, quality="VHQ")) for s in (voice, noisy))
     half = len(x) // 2
     parts = [metrics.pesq(x[:half], y[:half], 16000), metrics.pesq(x[half:], y[half:], 16000)]
     assert metrics.pesq(x, y, 16000) == pytest.approx(sum(parts) / 2, abs=1e-6)
@@ -256,9 +253,7 @@ def test_refused_audio(voice, metric):
 @pytest.mark.parametrize(("name", "package"), [("stoi", "pystoi"), ("pesq", "pesq")])
 def test_a_missing_package_is_named(voice, monkeypatch, name, package):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(
-        ModuleNotFoundError, match=rf"^this needs {package}: pip install 'fastflow\[metrics\]'$"
-    ):
+    with pytest.raises(ModuleNotFoundError, match=rf"^this needs {package}: pip install 'fastflow\[metrics\]'$"):
         getattr(metrics, name)(voice, voice, RATE)
 
 
