@@ -23,9 +23,13 @@ import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
-from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
+
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError as error:  # what new environments of Python 3.10 and 3.11 bring along is older
+    raise SystemExit("fastflow: without build isolation, first: pip install 'setuptools>=77'") from error
 
 ROOT = Path(__file__).parent.resolve()
 TORCH_TARGET_VERSION = "0x020a000000000000"  # 2.10: the oldest PyTorch whose ABI has all that csrc/ calls
@@ -161,7 +165,7 @@ class BuildNative(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         backend = ext.name.rpartition("_")[2]
-        folder = Path(self.build_temp).resolve() / backend
+        folder = ROOT / "build" / "native" / backend  # not build_temp: that is new for every editable install
         folder.mkdir(parents=True, exist_ok=True)
         ninja = NinjaFile(folder)
         target = self.cpu_library(ninja, folder) if backend == "cpu" else self.cuda_library(ninja, folder)

@@ -211,6 +211,9 @@ def main() -> int:
     except CorpusError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror or error}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -3,9 +3,9 @@
     python scripts/model_card.py MODEL.safetensors --set "held-out espeak-ng voices=corpus/heldout" \\
         --set "LJ Speech=clips" [--corpus corpus/corpus.json] [--card fastflow/assets/waveglow-small.md]
 
-Each clip's mel spectrogram is turned back into audio by the model, by Griffin-Lim, and by the same model before training;
-the table holds the means over each set. The facts of the training run come from MODEL.json, which `fastflow train`
-writes beside the model.
+Each clip's mel spectrogram is turned back into audio by the model, by Griffin-Lim, and by the same model before
+training; the table holds the means over each set. The facts of the training run come from MODEL.json, which `fastflow
+train` writes beside the model.
 """
 
 from __future__ import annotations
@@ -121,13 +121,15 @@ def card(
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     sizes = ", ".join(f"{key} {value}" for key, value in (config | config["WN_config"]).items() if key != "WN_config")
     hours = progress["samples"] / 22050 / 3600
-    data = f"{facts['data']['minutes']} minutes from {facts['data']['files']} files ({', '.join(facts['data']['sources'])})"
+    data = facts["data"]
+    products = ", bfloat16 products" if settings["bf16"] else ""
     lines = [
         f"# {path.stem}",
         "",
-        f"A small WaveGlow vocoder, {facts['parameters'] / 1e6:.2f} million parameters, {path.stat().st_size / 1e6:.1f} MB: log-mel "
-        "spectrogram (22,050 Hz, 80 bands, hop 256) to speech. It shows that the package works end to end; its quality "
-        "is bounded by the time it was trained for. Licence: Apache-2.0.",
+        f"A small WaveGlow vocoder, {facts['parameters'] / 1e6:.2f} million parameters, "
+        f"{path.stat().st_size / 1e6:.1f} MB: log-mel spectrogram (22,050 Hz, 80 bands, hop 256) to "
+        "speech. It shows that the package works end to end; its quality is bounded by the time it was trained for. "
+        "Licence: Apache-2.0.",
         "",
         "## Architecture",
         "",
@@ -135,20 +137,21 @@ def card(
         "",
         "## Training",
         "",
-        f"- Data: {data}; files that are named several times count several times.",
+        f"- Data: {data['minutes']} minutes from {data['files']} files ({', '.join(data['sources'])}), files that were "
+        "named several times counted several times.",
         *corpus_lines(corpus),
         f"- Steps: {progress['step']:,} of {settings['batch_size']} segments of {settings['segment']} samples "
         f"({hours:.1f} hours of audio drawn), Adam, peak learning rate {settings['lr']:g}, averaged weights.",
         f"- Time: {progress['seconds'] / 60:.0f} minutes of training on {facts['device']}, {facts['threads']} thread(s)"
-        f"{', bfloat16 products' if settings['bf16'] else ''}.",
-        f"- Final loss (smoothed): {progress['loss']:.3f}; steps skipped because not finite: {progress['skipped_steps']}.",
+        f"{products}.",
+        f"- Final loss, smoothed: {progress['loss']:.3f}; skipped steps (not finite): {progress['skipped_steps']}.",
         f"- Versions: {versions}.",
         *(f"- {note}" for note in notes),
         "",
         "## Quality",
         "",
-        f"Clips are resynthesised from their own mel spectrograms (sigma {SIGMA}, seed {SEED}, no denoiser). Griffin-Lim: "
-        "librosa, 60 iterations. The untrained model is the same architecture with initial weights.",
+        f"Clips are resynthesised from their own mel spectrograms (sigma {SIGMA}, seed {SEED}, no denoiser). "
+        "Griffin-Lim: librosa, 60 iterations. The untrained model is the same architecture with initial weights.",
     ]
     for name, result in results.items():
         lines += ["", f"### {name}", "", table(*result)]
@@ -160,10 +163,10 @@ def corpus_lines(corpus: dict[str, Any] | None) -> list[str]:
         return []
     train, heldout = corpus["train"], corpus["heldout"]
     return [
-        f"- Synthetic speech: {corpus['espeak_ng']}, seed {corpus['seed']}, {train['minutes']} minutes, {len(train['voices'])} voice "
-        f"variants ({', '.join(train['voices'])}) in several English accents, rates and pitches, reading "
-        f"{train['sentences']} public-domain sentences. Held out: {heldout['minutes']} minutes, the variants "
-        f"{', '.join(heldout['voices'])} and {heldout['sentences']} other sentences.",
+        f"- Synthetic speech: {corpus['espeak_ng']}, seed {corpus['seed']}, {train['minutes']} minutes, "
+        f"{len(train['voices'])} voice variants ({', '.join(train['voices'])}) in several English accents, rates and "
+        f"pitches, reading {train['sentences']} public-domain sentences. Held out: {heldout['minutes']} minutes, the "
+        f"variants {', '.join(heldout['voices'])} and {heldout['sentences']} other sentences.",
     ]
 
 

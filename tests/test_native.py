@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastflow import _native
+from fastflow.ops import registry
 
 LIBRARY = Path(_native.__file__).with_name("_cpu.so")
 pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason="installed without compiled kernels")
@@ -160,8 +161,10 @@ def check_layer(arguments: list[object]) -> None:
     close(skip, expected_skip)
 
 
-def test_library_loads() -> None:
+def test_library_implements_every_operation() -> None:
     assert _native.status()["cpu"] is None
+    for op in registry.SCHEMAS:
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fastflow_cpu::{op}", "CPU"), op
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

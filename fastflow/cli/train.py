@@ -15,10 +15,10 @@ from fastflow.cli import options
 ARCHITECTURE: dict[str, Any] = {
     "n_mel_channels": 80,
     "n_flows": 8,
-    "n_group": 32,
+    "n_group": 128,
     "n_early_every": 4,
-    "n_early_size": 4,
-    "WN_config": {"n_layers": 6, "n_channels": 96, "kernel_size": 3},
+    "n_early_size": 0,
+    "WN_config": {"n_layers": 4, "n_channels": 128, "kernel_size": 3},
     "conditioning": "group",
 }
 
@@ -28,7 +28,7 @@ ARCHITECTURE: dict[str, Any] = {
 @click.option("-o", "--output", metavar="OUT.safetensors", required=True, type=click.Path(path_type=Path))
 @click.option("--steps", type=click.IntRange(min=1), help="Stop after this many steps.")
 @click.option("--minutes", type=float, help="Stop after this much training time.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Segments per step.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Segments per step.")
 @click.option("--segment", type=click.IntRange(min=1), default=8192, show_default=True, help="Samples per segment.")
 @click.option("--lr", type=float, default=1e-3, show_default=True, help="Peak learning rate of Adam.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of weights and segments.")

@@ -58,6 +58,8 @@ class SegmentDataset:
 
     sources: files, directories, glob patterns (see find_audio).
     segment: samples per segment, a multiple of hop_length.
+    dither: standard deviation of the noise added to the audio of a batch, -74 dB of full scale by default. A flow's
+        likelihood has no bound on digital silence: its scale grows until the first faint sample breaks the training.
     Attributes: `files` used (as often as named), `skipped` [(file, reason)], `seconds` of audio, `std` of its samples.
 
     Raises DataError if `segment` does not fit the hop, or no file can be used (with every file's reason).
@@ -69,15 +71,19 @@ class SegmentDataset:
         *,
         segment: int = 8192,
         seed: int = 0,
+        dither: float = 2e-4,
         sampling_rate: int = 22050,
         hop_length: int = 256,
     ) -> None:
         if segment < hop_length or segment % hop_length != 0:
             raise DataError(f"`segment` must be a positive multiple of the hop, {hop_length}; got {segment}")
+        if not 0 <= dither < 1:
+            raise DataError(f"`dither` must be at least 0 and less than 1; got {dither}")
         if seed < 0:
             raise DataError(f"`seed` must be 0 or more; got {seed}")
         self.segment = segment
         self.seed = seed
+        self.dither = dither
         self.sampling_rate = sampling_rate
         self.hop_length = hop_length
         self.files: list[Path] = []
@@ -123,6 +129,18 @@ class SegmentDataset:
         frames = torch.cat(self._mel, 1).double()
         return frames.mean(1).float(), frames.std(1).float().clamp(min=0.1)
 
+    def deviation(self, basis: Tensor) -> Tensor:
+        """Root mean square over all audio of the projections on each row of `basis`, [rows, samples] -> [rows].
+
+        The audio is cut into stretches of `samples`; a row of nothing but silence counts as 1e-4.
+        """
+        total, count = torch.zeros(len(basis), dtype=torch.float64), 0
+        for audio in self._audio:
+            stretches = audio[: len(audio) // basis.shape[1] * basis.shape[1]].reshape(-1, basis.shape[1])
+            total += (stretches @ basis.T).double().square().sum(0)
+            count += len(stretches)
+        return (total / max(count, 1)).sqrt().clamp(min=1e-4).float()
+
     def batch(self, number: int, size: int) -> tuple[Tensor, Tensor]:
         """Batch `number` of `size` segments: (mel [size, 80, segment/hop + 1], audio [size, segment]), float32."""
         generator = torch.Generator().manual_seed(_mix(self.seed, number))
@@ -134,11 +152,12 @@ class SegmentDataset:
             start = frame * self.hop_length
             mels.append(self._mel[index][:, frame : frame + frames])
             audios.append(self._audio[index][start : start + self.segment])
-        return torch.stack(mels), torch.stack(audios)
+        audio = torch.stack(audios)
+        return torch.stack(mels), audio + self.dither * torch.randn(audio.shape, generator=generator)
 
 
 def _mix(seed: int, number: int) -> int:
-    """One 64-bit generator seed for a pair of numbers: different pairs give unrelated streams (splitmix64's finaliser)."""
+    """One 64-bit generator seed for two numbers; other pairs give unrelated streams (splitmix64's finaliser)."""
     mask = (1 << 64) - 1
     z = (seed * 0x9E3779B97F4A7C15 + number + 0x632BE59BD9B4E019) & mask
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask

@@ -23,6 +23,7 @@ import fastflow.checkpoints
 from fastflow.models import WaveGlow, WaveGlowLoss
 
 from .data import SegmentDataset
+from .start import start_from_data
 
 FINAL_LR = 0.01  # the cosine ends at this fraction of the peak
 MAX_SKIPPED_IN_A_ROW = 10
@@ -154,8 +155,8 @@ def train(
                 skipped_in_a_row += 1
                 if skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
                     raise TrainingError(
-                        f"loss {value} and gradient norm {norm} at step {progress.step}, the {skipped_in_a_row}th in a row "
-                        f"that is not finite; {output} holds the last good weights, if any: try a lower `lr` than {lr}"
+                        f"loss {value} and gradient norm {norm} at step {progress.step}, the {skipped_in_a_row}th in a "
+                        f"row not finite; {output}, if it exists, holds good weights: try a lower `lr` than {lr}"
                     )
             progress.step += 1
             progress.samples += step_samples
@@ -174,25 +175,6 @@ def train(
             parameter.copy_(mean)
     model.eval()
     return facts
-
-
-def start_from_data(model: WaveGlow, dataset: SegmentDataset) -> None:
-    """Sets the weights that meet raw data so that it enters the network centred and with unit variance.
-
-    Without this the first minutes go into learning scales: log-mels lie around -6, audio around 0.1.
-    The first 1x1 weight is divided by the audio's standard deviation. The upsampler starts as a linear interpolation of
-    each mel band, normalised by its mean and deviation; its kernel rises over one hop and falls over the next.
-    """
-    first = next(p for name, p in model.named_parameters() if name.startswith("convinv.0."))
-    mean, std = dataset.mel_statistics
-    weight, bias = model.upsample.weight, model.upsample.bias
-    assert bias is not None
-    hop = model.upsample.stride[0]
-    kernel = (1 - (torch.arange(weight.shape[2], device=weight.device) - hop).abs() / hop).clamp(min=0)
-    with torch.no_grad():
-        first.div_(max(dataset.std, 1e-4))
-        weight.copy_(torch.diag(1 / std).to(weight)[:, :, None] * kernel.to(weight))
-        bias.copy_(-mean / std)
 
 
 def _check(settings: Settings, model: WaveGlow, dataset: SegmentDataset) -> None:
@@ -316,7 +298,7 @@ def _facts(
     return {
         "config": model.config,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "settings": asdict(settings) | {"segment": dataset.segment, "seed": dataset.seed},
+        "settings": asdict(settings) | {"segment": dataset.segment, "seed": dataset.seed, "dither": dataset.dither},
         "progress": asdict(progress),
         "data": {
             "sources": sources,

@@ -33,7 +33,7 @@ def test_a_source_without_audio_is_named(tmp_path: Path) -> None:
 
 def test_segments_are_cut_out_of_the_files_with_their_mel_frames(speech: Path) -> None:
     path = speech / "low.flac"
-    data = SegmentDataset([path], segment=4096)
+    data = SegmentDataset([path], segment=4096, dither=0.0)
     whole = read_audio(path)
     mel, audio = data.batch(0, 5)
     assert mel.shape == (5, 80, 17)
@@ -48,7 +48,7 @@ def test_segments_are_cut_out_of_the_files_with_their_mel_frames(speech: Path) -
 
 def test_every_start_is_reached_and_none_beyond_the_end(speech: Path) -> None:
     path = speech / "more" / "high.wav"  # 11,025 samples: 43 whole hops
-    data = SegmentDataset([path], segment=256 * 41)
+    data = SegmentDataset([path], segment=256 * 41, dither=0.0)
     whole = read_audio(path)
     _, audio = data.batch(0, 64)
     starts = {next(s for s in range(0, 513, 256) if torch.equal(whole[s : s + 256 * 41], row)) for row in audio}
@@ -58,7 +58,7 @@ def test_every_start_is_reached_and_none_beyond_the_end(speech: Path) -> None:
 def test_a_file_named_twice_is_drawn_twice_as_often(tmp_path: Path) -> None:
     for name, level in (("a.wav", 0.1), ("b.wav", 0.2)):
         write_audio(tmp_path / name, level * torch.ones(256 * 40), 22050)
-    data = SegmentDataset([tmp_path, tmp_path / "a.wav"], segment=2048)
+    data = SegmentDataset([tmp_path, tmp_path / "a.wav"], segment=2048, dither=0.0)
     _, audio = data.batch(0, 3000)
     assert abs(float((audio[:, 0] < 0.15).float().mean()) - 2 / 3) < 0.04
     assert len(data.files) == 3
