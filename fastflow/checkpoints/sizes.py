@@ -179,9 +179,9 @@ def _adopt(known: Mapping[str, Any], config: dict[str, Any]) -> list[str]:
     for name, found in config["WN_config"].items():
         if isinstance(wn, Mapping) and name in wn:
             differs(f"WN_config.{name}", wn[name], found)
-    for name in ("n_early_every", "n_early_size", "hop_length"):
-        if name in known and not (type(known[name]) is int and 0 < known[name] < 2**31):
-            problems.append(f"  {name}: the file says {_value(known[name])}, expected a whole number > 0")
+    for name, least in (("n_early_every", 1), ("n_early_size", 0), ("hop_length", 1)):
+        if name in known and not (type(known[name]) is int and least <= known[name] < 2**31):
+            problems.append(f"  {name}: the file says {_value(known[name])}, expected a whole number >= {least}")
     if not isinstance(known.get("alternate_halves", False), bool):
         problems.append(
             f"  alternate_halves: the file says {_value(known['alternate_halves'])}, expected true or false"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastflow.models import WaveGlow
+from fastflow.nn import InvertibleConv1x1
 
 from .data import SegmentDataset
 
@@ -34,6 +35,7 @@ def start_from_data(model: WaveGlow, dataset: SegmentDataset) -> None:
     basis = _interleave(_dct(model.n_group))
     deviation = dataset.deviation(basis)
     for k, convinv in enumerate(model.convinv):
+        assert isinstance(convinv, InvertibleConv1x1)
         weight = basis / deviation[:, None] if k == 0 else _swap(convinv.channels)
         if torch.linalg.det(weight.double()) < 0:  # the published code takes the logarithm of the determinant itself
             weight[0] = -weight[0]
