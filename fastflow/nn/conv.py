@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastflow.nn.packing import Packed
+
 _G, _V = "parametrizations.weight.original0", "parametrizations.weight.original1"
 
 
@@ -50,6 +52,7 @@ class Conv1d(nn.Module):
         if kernel_size % 2 == 0:
             raise ValueError(f"`kernel_size` must be odd; got {kernel_size}")
         self.dilation = dilation
+        self._folded: Packed[Tensor] = Packed()
         bound = 1 / math.sqrt(in_channels * kernel_size) if in_channels else 0.0
         weight = torch.empty(out_channels, in_channels, kernel_size).uniform_(-bound, bound)
         # registered bias first, as the published modules list them
@@ -84,12 +87,16 @@ class Conv1d(nn.Module):
         return stored.shape
 
     def folded_weight(self) -> Tensor:
-        """Return the weight [C_out, C_in, k] that the convolution uses; differentiable."""
+        """Return the weight [C_out, C_in, k] that the convolution uses, computed anew; differentiable."""
         if self.weight_v is None:
             assert self.weight is not None
             return self.weight
         assert self.weight_g is not None
         return fold(self.weight_v, self.weight_g)
+
+    def _folded_once(self) -> Tensor:
+        assert self.weight_v is not None and self.weight_g is not None
+        return self._folded.get((self.weight_v, self.weight_g), self.folded_weight)
 
     def remove_weight_norm(self) -> None:
         """Replace g and v by the weight they stand for; does nothing where there is no weight norm."""
@@ -98,7 +105,7 @@ class Conv1d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the convolution [B, C_out, T] of `x` [B, C_in, T]; an empty time axis stays empty."""
-        weight = self.folded_weight()
+        weight = self.folded_weight() if self.weight is not None else self._folded_once()
         if x.shape[2] == 0:
             return x.new_zeros(x.shape[0], weight.shape[0], 0)
         padding = self.dilation * (weight.shape[2] - 1) // 2
