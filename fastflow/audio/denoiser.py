@@ -68,7 +68,9 @@ class Denoiser(nn.Module):
         parameter = next(model.parameters())
         shape = (1, int(model.config["n_mel_channels"]), _BIAS_FRAMES)
         mel = torch.zeros(shape) if mode == "zeros" else torch.randn(shape, generator=generator)
-        with torch.no_grad():
+        # The model draws noise even where sigma 0 makes nothing of it: the program's random state must not move.
+        devices = [parameter.device] if parameter.is_cuda else []
+        with torch.no_grad(), torch.random.fork_rng(devices):
             audio = model.infer(mel.to(parameter), sigma=0.0).float()
         self.register_buffer("window", torch.hann_window(n_fft, device=audio.device), persistent=False)
         # Cloned: a view of one frame would keep the whole spectrum alive.

@@ -10,6 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fastflow.nn.conv import unfold
+
 from .errors import CheckpointError
 
 
@@ -105,11 +107,7 @@ class Rows:
 
 @dataclass(eq=False)
 class Normed:
-    """One half of a plain weight split as weight norm does, w = g * v / |v| with one norm per output channel.
-
-    `part` "v" is the weight itself and "g" its norms [out, 1, ...]. A channel of zeros has no direction: its
-    v is a row of ones and its g zero, which gives the zeros back where 0 / 0 would not.
-    """
+    """One half, "v" or "g", of a plain weight split as weight norm does; see `fastflow.nn.conv.unfold`."""
 
     weight: LazyTensor
     part: str
@@ -125,9 +123,5 @@ class Normed:
         return torch.promote_types(self.weight.dtype, torch.float32)
 
     def load(self) -> Tensor:
-        weight = self.weight.load()
-        # Squares in float64 neither overflow nor vanish for anything a narrower type can hold.
-        squares = weight.double().square().sum(dim=tuple(range(1, weight.dim())), keepdim=True)
-        if self.part == "g":
-            return squares.sqrt().to(self.dtype)
-        return weight.to(self.dtype).masked_fill(squares == 0, 1.0)
+        weight_v, weight_g = unfold(self.weight.load())
+        return weight_v if self.part == "v" else weight_g

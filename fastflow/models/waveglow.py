@@ -254,7 +254,7 @@ class WaveGlow(nn.Module):
         self._check_mel(mel)
         if not torch.compiler.is_compiling():
             checks.check_finite("mel", mel)
-        if not (sigma >= 0 and math.isfinite(sigma)):
+        if not 0 <= sigma < math.inf:
             raise ValueError(f"`sigma` must be a finite number >= 0; got {sigma}")
         steps = mel.shape[2] * self.hop_length // self.n_group
         noise = self._noise(mel, steps, z, generator)
@@ -280,6 +280,8 @@ class WaveGlow(nn.Module):
             checks.check_shape("z", z, "[B, n_group, F * hop_length / n_group]", (mel.shape[0], self.n_group, steps))
             checks.check_like("z", z, "mel", mel)
             return iter(torch.split(z, widths, 1))
+        if generator is not None and generator.device.type != mel.device.type:
+            raise ValueError(f"`generator` must be on the device of `mel`, {mel.device}; got {generator.device}")
         return (
             torch.randn(mel.shape[0], width, steps, generator=generator, dtype=mel.dtype, device=mel.device)
             for width in widths

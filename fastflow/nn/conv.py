@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastflow.nn.packing import Packed
+from fastflow.nn.packing import PackingModule
 
 _G, _V = "parametrizations.weight.original0", "parametrizations.weight.original1"
 
@@ -22,7 +22,19 @@ def fold(weight_v: Tensor, weight_g: Tensor) -> Tensor:
     return torch._weight_norm(weight_v, weight_g, 0)
 
 
-class Conv1d(nn.Module):
+def unfold(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return v and g with g * v / ||v|| = `weight` [C_out, ...], in float32 or wider: v is the weight, g its norms.
+
+    A row of zeros has no direction: its v is a row of ones and its g zero, which gives the zeros back where 0 / 0 would
+    not.
+    """
+    # Squares in float64 neither overflow nor vanish for anything a narrower type can hold.
+    norms = weight.double().square().sum(dim=tuple(range(1, weight.dim())), keepdim=True).sqrt()
+    dtype = torch.promote_types(weight.dtype, torch.float32)  # norms rounded to half would change the weight
+    return weight.to(dtype).masked_fill(norms == 0, 1.0), norms.to(dtype)
+
+
+class Conv1d(PackingModule[Tensor]):
     """Convolution [B, C_in, T] -> [B, C_out, T], stride 1, zero "same" padding.
 
     With weight norm the parameters are `bias`, `weight_g` [C_out, 1, 1] and `weight_v` [C_out, C_in, k], the names of
@@ -52,7 +64,6 @@ class Conv1d(nn.Module):
         if kernel_size % 2 == 0:
             raise ValueError(f"`kernel_size` must be odd; got {kernel_size}")
         self.dilation = dilation
-        self._folded: Packed[Tensor] = Packed()
         bound = 1 / math.sqrt(in_channels * kernel_size) if in_channels else 0.0
         weight = torch.empty(out_channels, in_channels, kernel_size).uniform_(-bound, bound)
         # registered bias first, as the published modules list them
@@ -66,8 +77,9 @@ class Conv1d(nn.Module):
 
     def _set_weight_norm(self, weight: Tensor) -> None:
         self.register_parameter("weight", None)
-        self.weight_g = nn.Parameter(_row_norms(weight))
-        self.weight_v = nn.Parameter(weight.clone())
+        weight_v, weight_g = unfold(weight)
+        self.weight_g = nn.Parameter(weight_g)
+        self.weight_v = nn.Parameter(weight_v.clone())
 
     def _set_plain(self, weight: Tensor) -> None:
         self.register_parameter("weight_g", None)
@@ -86,6 +98,10 @@ class Conv1d(nn.Module):
         assert stored is not None
         return stored.shape
 
+    def stored(self) -> list[Tensor]:
+        """Return the tensors of weight and bias; also in DataParallel's replicas, whose `parameters()` are empty."""
+        return [t for t in (self.weight, self.weight_g, self.weight_v, self.bias) if t is not None]
+
     def folded_weight(self) -> Tensor:
         """Return the weight [C_out, C_in, k] that the convolution uses, computed anew; differentiable."""
         if self.weight_v is None:
@@ -96,12 +112,16 @@ class Conv1d(nn.Module):
 
     def _folded_once(self) -> Tensor:
         assert self.weight_v is not None and self.weight_g is not None
-        return self._folded.get((self.weight_v, self.weight_g), self.folded_weight)
+        return self._packed.get((self.weight_v, self.weight_g), self.folded_weight)
 
     def remove_weight_norm(self) -> None:
         """Replace g and v by the weight they stand for; does nothing where there is no weight norm."""
         if self.has_weight_norm:
+            assert self.weight_v is not None
+            learned = self.weight_v.requires_grad
             self._set_plain(self.folded_weight().detach())
+            assert self.weight is not None
+            self.weight.requires_grad_(learned)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the convolution [B, C_out, T] of `x` [B, C_in, T]; an empty time axis stays empty."""
@@ -123,7 +143,8 @@ class Conv1d(nn.Module):
             if prefix + name in state_dict
         }
         if self.has_weight_norm and "v" not in found and "w" in found:
-            self._respell(state_dict, prefix, weight_g=_row_norms(found["w"]), weight_v=found["w"])
+            weight_v, weight_g = unfold(found["w"])
+            self._respell(state_dict, prefix, weight_g=weight_g, weight_v=weight_v)
         elif self.has_weight_norm and {"g", "v"} <= found.keys():
             self._respell(state_dict, prefix, weight_g=found["g"], weight_v=found["v"])
         elif not self.has_weight_norm and {"g", "v"} <= found.keys():
@@ -136,8 +157,3 @@ class Conv1d(nn.Module):
             state_dict.pop(prefix + name, None)
         for name, tensor in tensors.items():
             state_dict[prefix + name] = tensor
-
-
-def _row_norms(weight: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(weight, dim=(1, 2), keepdim=True)
-    return norms

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fastflow.nn.packing import Packed
+from fastflow.nn.packing import PackingModule
 from fastflow.ops.invconv1x1.api import PLU, invconv1x1, inverse, multiply
 
 
-class InvertibleConv1x1(nn.Module):
+class InvertibleConv1x1(PackingModule[Tensor]):
     """Invertible 1x1 convolution over C channels, started from a random rotation (determinant 1).
 
     Plain, its parameter is `conv.weight` [C, C, 1], the name of WaveGlow. With `plu`, the permutation and the signs are
@@ -29,8 +29,7 @@ class InvertibleConv1x1(nn.Module):
             raise ValueError(f"`channels` must be at least 1; got {channels}")
         self.channels = channels
         weight = torch.linalg.qr(torch.randn(channels, channels)).Q
-        if torch.linalg.det(weight) < 0:
-            weight[:, 0] = -weight[:, 0]
+        weight[:, 0] *= torch.linalg.det(weight).sign()
         self.plu = plu
         if plu:
             factors = PLU.from_weight(weight)
@@ -43,7 +42,6 @@ class InvertibleConv1x1(nn.Module):
             # a plain module that holds the parameter under its published name
             self.conv = nn.Conv1d(channels, channels, 1, bias=False)
             self.conv.weight = nn.Parameter(weight[:, :, None])
-        self._inverse: Packed[Tensor] = Packed()
 
     def weight(self) -> Tensor | PLU:
         """Return the weight [C, C], or its factors."""
@@ -68,7 +66,9 @@ class InvertibleConv1x1(nn.Module):
         Raises:
             ValueError: the weight is singular.
         """
-        matrix = self._inverse.get(self.parameters(), lambda: inverse(self.weight()))
+        weight = self.weight()
+        tensors = weight if isinstance(weight, PLU) else [self.conv.weight]
+        matrix = self._packed.get(tensors, lambda: inverse(weight))
         return multiply(y, matrix.to(y.dtype))
 
     def extra_repr(self) -> str:

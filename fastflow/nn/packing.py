@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from fastflow.ops.checks import no_autocast
 
 T = TypeVar("T")
 
@@ -33,12 +35,13 @@ class _Seen:
 class Packed(Generic[T]):
     """Holds one value computed from parameters.
 
-    Not part of a module's state: a copied or unpickled module makes its own when needed.
+    Not part of a module's state: a copied or unpickled module makes its own when needed. Writing in place through
+    `.data` leaves no trace on a parameter; `PackingModule` therefore also drops the value when it changes between
+    training and evaluation, or moves.
     """
 
     def __init__(self) -> None:
-        self._seen: list[_Seen] = []
-        self._value: T | None = None
+        self._cached: tuple[list[_Seen], T] | None = None
 
     def get(self, tensors: Iterable[Tensor], build: Callable[[], T]) -> T:
         """Return the value; call `build` first if it was never built or one of `tensors` has changed since.
@@ -51,15 +54,40 @@ class Packed(Generic[T]):
         tensors = list(tensors)
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
             return build()
-        fresh = len(tensors) == len(self._seen) and all(s.holds(t) for s, t in zip(self._seen, tensors, strict=True))
-        if self._value is None or not fresh:
-            with torch.inference_mode(False), torch.no_grad():
-                self._value = build()
-                self._seen = [_Seen(t) for t in tensors]
-        return self._value
+        cached = self._cached  # read once: another thread may replace it
+        if cached is not None:
+            seen, value = cached
+            if len(tensors) == len(seen) and all(s.holds(t) for s, t in zip(seen, tensors, strict=True)):
+                return value
+        # normal tensors in full precision, whatever the caller's mode: others will use them
+        with torch.inference_mode(False), torch.no_grad(), no_autocast(tensors[0].device):
+            value = build()
+            self._cached = [_Seen(t) for t in tensors], value
+        return value
+
+    def clear(self) -> None:
+        """Forget the value."""
+        self._cached = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Packed[T]:
         return Packed()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Packed, ()
+
+
+class PackingModule(nn.Module, Generic[T]):
+    """A module that keeps one value computed from its parameters in `_packed`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._packed: Packed[T] = Packed()
+
+    def train(self, mode: bool = True) -> Any:
+        if mode != self.training:
+            self._packed.clear()
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self._packed.clear()  # the memory of what was packed for another dtype or device goes at once
+        return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]

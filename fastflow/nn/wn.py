@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastflow.nn.conv import Conv1d
-from fastflow.nn.packing import Packed
+from fastflow.nn.packing import PackingModule
 from fastflow.ops.wn.api import wn
 
 
@@ -24,7 +24,7 @@ class _Weights(NamedTuple):
     cond_biases: list[Tensor]
 
 
-class WN(nn.Module):
+class WN(PackingModule[_Weights]):
     """WaveNet-style stack of gated dilated convolutions, [B, C, T] -> [B, S, T].
 
     The formula is in `fastflow.ops.wn`. Parameters carry the names of WaveGlow, Glow-TTS and VITS:
@@ -89,7 +89,6 @@ class WN(nn.Module):
             for i in range(n_layers)
         )
         self.cond_layer = Conv1d(cond_channels, 2 * gate * n_layers, weight_norm=weight_norm) if cond_channels else None
-        self._packed: Packed[_Weights] = Packed()
 
     def _convs(self) -> list[Conv1d]:
         convs = [*self.in_layers, *self.res_skip_layers]
@@ -132,7 +131,7 @@ class WN(nn.Module):
         if (cond is None) != (self.cond_layer is None):
             got = "None" if cond is None else list(cond.shape)
             raise ValueError(f"`cond` must be given exactly when `cond_channels` is not 0; got {got}")
-        weights = self._packed.get([p for c in self._convs() for p in c.parameters()], self._pack)
+        weights = self._packed.get([t for c in self._convs() for t in c.stored()], self._pack)
         return wn(
             h,
             weights.conv_weights,

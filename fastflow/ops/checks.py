@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,12 +68,34 @@ def check_finite(name: str, x: Tensor) -> None:
         raise ValueError(f"`{name}` must be finite; got {count} non-finite of {x.numel()} values, the first at {first}")
 
 
+def autocast_is_on(device: torch.device) -> bool:
+    """Whether torch.autocast is on for the device; some devices, such as "meta", know no autocast."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context in which operations compute in the dtype that they are given."""
+    if not autocast_is_on(device):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+def autocast_wide(device: torch.device, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Return the tensors in float32 or wider where autocast is on for the device, else as they are.
+
+    The invertible operations call this: what a half-precision network computed meets float32 audio and parameters.
+    """
+    if not autocast_is_on(device):
+        return tensors
+    return tuple(t.float() if t is not None and t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors)
+
+
 def autocast(x_device: torch.device, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """Return the tensors in the autocast dtype where autocast is on for the device, else as they are.
 
-    Matrix-product operations call this, so that they behave as convolutions do under torch.autocast.
+    The gated stack calls this, so that it behaves as convolutions do under torch.autocast.
     """
-    if not torch.is_autocast_enabled(x_device.type):
+    if not autocast_is_on(x_device):
         return tensors
     dtype = torch.get_autocast_dtype(x_device.type)
     return tuple(t.to(dtype) if t is not None and t.dtype != torch.float64 else t for t in tensors)

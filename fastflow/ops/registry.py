@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fastflow import _native
+from fastflow.ops.checks import no_autocast
 
 log = logging.getLogger("fastflow")
 
@@ -59,7 +60,7 @@ BACKENDS = ("reference", "cpu", "triton", "cuda")
 
 # `auto` asks from left to right. Measured on one core with AVX-512, float32, interleaved with the reference: `wn` 1.1
 # to 1.7 times as fast (C 64 to 256, T 32 to 2560), `gate` 1.7, `actnorm` 1.6; `affine_coupling` 0.5 and `invconv1x1`
-# 0.2 to 0.7, so these stay with the reference. Without AVX2 PyTorch's own convolutions win.
+# 0.2 to 0.7, so these stay with the reference. Without AVX2, and in float64, PyTorch's own convolutions win.
 _AUTO_CPU: dict[str, tuple[str, ...]] = {}
 if torch.backends.cpu.get_cpu_capability() != "DEFAULT":
     _AUTO_CPU = dict.fromkeys(("gate", "wn_layer", "wn", "actnorm"), ("cpu", "reference"))
@@ -125,7 +126,8 @@ def _resolve(op: str, x: Tensor) -> Callable[..., Any]:
         if reason is not None:
             raise BackendError(f"backend '{_requested}' cannot run `{op}`: {reason}")
         return _implementations[_requested][op]
-    order = (_AUTO_CUDA if x.device.type == "cuda" else _AUTO_CPU).get(op, ("reference",))
+    table = _AUTO_CUDA if x.device.type == "cuda" else _AUTO_CPU if x.dtype == torch.float32 else {}
+    order = table.get(op, ("reference",))
     backend = next(name for name in order if _unsupported(name, op, x) is None)
     if (op, x.device.type, backend) not in _chosen:
         _chosen.add((op, x.device.type, backend))
@@ -154,11 +156,9 @@ def define(op: str, reference: Callable[..., Any], fake: Callable[..., Any], *, 
     def dispatch(*args: Any) -> Any:
         x = args[0]
         implementation = resolve(op, x)
-        if torch.is_autocast_enabled(x.device.type):
-            # The public functions have cast already; inside, the reference computes in the dtype it was given.
-            with torch.autocast(x.device.type, enabled=False):
-                return _contiguous(implementation(*args))
-        return _contiguous(implementation(*args))
+        # the public functions have cast already where autocast asks for it
+        with no_autocast(x.device):
+            return _contiguous(implementation(*args))
 
     schema = BACKWARD_SCHEMAS[op] if backward else SCHEMAS[op]
     custom = torch.library.custom_op(f"fastflow::{op}", dispatch, mutates_args=(), schema=schema)

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from fastflow import use_backend
 from fastflow.models import WaveGlow, WaveGlowLoss
+from fastflow.nn import WN
 from fastflow.ops import registry
 from tests import golden
 
@@ -115,8 +117,7 @@ def test_golden_at_full_size_in_float64(full: WaveGlow) -> None:
 @pytest.mark.parametrize("case", ["waveglow_tiny", "waveglow_256"])
 def test_state_dict_keys_and_shapes_are_the_published_ones(case: str) -> None:
     with torch.device("meta"):
-        model = WaveGlow.__new__(WaveGlow)
-    model = WaveGlow(**golden.config(case))
+        model = WaveGlow(**golden.config(case))
     assert {k: list(v.shape) for k, v in model.state_dict().items()} == golden.spec(case)
 
 
@@ -217,7 +218,7 @@ def test_parametrized_spelling_is_accepted() -> None:
         assert torch.equal(value, model.state_dict()[key] + 0.01), key
 
 
-@pytest.mark.parametrize("change", ["in place", "data", "load", "inverse"])
+@pytest.mark.parametrize("change", ["in place", "data", "load", "inverse", "through data, in training"])
 def test_packed_weights_follow_their_parameters(change: str) -> None:
     model = small()
     mel, z = torch.randn(1, 4, 5), torch.randn(1, 8, 160)
@@ -227,6 +228,11 @@ def test_packed_weights_follow_their_parameters(change: str) -> None:
             model.WN[1].in_layers[0].weight_g.mul_(2)
         elif change == "data":
             model.WN[1].in_layers[0].weight_g.data = model.WN[1].in_layers[0].weight_g.data * 2
+        elif change == "through data, in training":  # leaves no trace on the parameter itself
+            model.train()
+            model.WN[1].in_layers[0].weight_g.data.mul_(2)
+            model.convinv[1].conv.weight.data.mul_(2)
+            model.eval()
         elif change == "load":
             model.load_state_dict({k: v * 1.1 for k, v in model.state_dict().items()})
         else:
@@ -261,14 +267,65 @@ def test_dtype_change_and_copies() -> None:
     assert torch.equal(torch.load(buffer, weights_only=False).infer(mel, z=z), expected)
 
 
+def published_block(wn: WN, h: torch.Tensor, cond: torch.Tensor, mask: object) -> torch.Tensor:
+    """The gated stack in plain PyTorch modules, as the published code runs it."""
+    projected = wn.cond_layer(cond)
+    out, c = torch.zeros_like(h), h.shape[1]
+    for i, (conv, res_skip) in enumerate(zip(wn.in_layers, wn.res_skip_layers, strict=True)):
+        u = conv(h) + projected[:, 2 * c * i : 2 * c * (i + 1)]
+        r = res_skip(torch.tanh(u[:, :c]) * torch.sigmoid(u[:, c:]))
+        h, out = (h + r[:, :c], out + r[:, c:]) if i < len(wn.in_layers) - 1 else (h, out + r)
+    return out
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_stays_near(dtype: torch.dtype) -> None:
+def test_half_precision_errs_at_most_twice_as_much_as_plain_pytorch(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = published("waveglow_tiny")
+    arrays = golden.load_case("waveglow_tiny")
+    expected = model.infer(arrays["mel"], 0.6, z=arrays["z"])
+
+    def error() -> torch.Tensor:
+        got = model.infer(arrays["mel"].to(dtype), 0.6, z=arrays["z"].to(dtype))
+        assert got.dtype == dtype
+        return (got.float() - expected).square().mean().sqrt()
+
+    model.to(dtype)
+    ours = error()
+    monkeypatch.setattr(WN, "forward", published_block)
+    plain = error()
+    assert 0 < ours <= 2 * plain
+
+
+def test_replicas_of_data_parallel_learn_and_follow() -> None:
+    """They hold tensors in place of parameters, share the original's attributes, and may run in several threads."""
     model = small()
     mel, z = torch.randn(1, 4, 5), torch.randn(1, 8, 160)
-    expected = model.infer(mel, z=z)
-    got = model.to(dtype).infer(mel.to(dtype), z=z.to(dtype))
-    assert got.dtype == dtype
-    assert (got.float() - expected).square().mean().sqrt() <= 0.1 * expected.square().mean().sqrt()
+    model.infer(mel, z=z)  # fills the caches that replicas share
+    replica = replicate_on_cpu(model)
+    expected = small()
+    with torch.no_grad():
+        for p, q in zip(model.parameters(), expected.parameters(), strict=True):
+            p.mul_(1.1)
+            q.copy_(p)
+    assert torch.equal(replicate_on_cpu(model).infer(mel, z=z), expected.infer(mel, z=z))
+    WaveGlowLoss()(replica((mel, 0.1 * torch.randn(1, 1024)))).backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def replicate_on_cpu(module: torch.nn.Module) -> torch.nn.Module:
+    """What torch.nn.parallel.replicate makes for one device."""
+    replica = module._replicate_for_data_parallel()
+    for name, parameter in module._parameters.items():
+        if parameter is None:
+            replica._parameters[name] = None
+        else:
+            setattr(replica, name, parameter.view_as(parameter))  # not a leaf, and no Parameter
+    for name, child in module._modules.items():
+        if child is not None:
+            replica._modules[name] = replicate_on_cpu(child)
+    return replica
 
 
 def test_works_under_inference_mode_and_trains_afterwards() -> None:
@@ -289,12 +346,14 @@ def test_gradients_flow_through_a_frozen_model_to_its_input() -> None:
     assert mel.grad is not None and mel.grad.abs().sum() > 0
 
 
-def test_compiles_whole() -> None:
+def test_compiles_whole_and_once_for_all_lengths_and_sigmas() -> None:
     torch._dynamo.reset()
-    model = small()
-    mel, z = torch.randn(1, 4, 5), torch.randn(1, 8, 160)
-    compiled = torch.compile(model.infer, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(mel, 0.6, z=z), model.infer(mel, 0.6, z=z))
+    model, counter = small(), CompileCounter()
+    compiled = torch.compile(model.infer, fullgraph=True, dynamic=True, backend=counter)
+    for frames, sigma in ((5, 0.6), (6, 0.7), (9, 1.3)):
+        mel, z = torch.randn(2, 4, frames), torch.randn(2, 8, frames * 32)
+        torch.testing.assert_close(compiled(mel, sigma, z=z), model.infer(mel, sigma, z=z))
+    assert counter.frame_count == 1
 
 
 BAD_SIZES = [

@@ -37,6 +37,21 @@ def test_conv_reports_what_a_state_dict_lacks() -> None:
         Conv1d(3, 5, 3).load_state_dict({"weight_g": torch.ones(5, 1, 1), "bias": torch.zeros(5)})
 
 
+def test_conv_splits_plain_weights_exactly() -> None:
+    """A row of zeros stays zero, and norms are not rounded to half."""
+    weight = torch.randn(4, 3, 3).half()
+    weight[2] = 0
+    conv = Conv1d(3, 4, 3)
+    conv.load_state_dict({"weight": weight, "bias": torch.zeros(4)})
+    torch.testing.assert_close(conv.folded_weight(), weight.float(), rtol=1e-6, atol=0)
+
+
+def test_removing_weight_norm_keeps_a_frozen_module_frozen() -> None:
+    conv = Conv1d(3, 4, 3).requires_grad_(False)
+    conv.remove_weight_norm()
+    assert not any(p.requires_grad for p in conv.parameters())
+
+
 def formula(wn: WN, h: torch.Tensor, cond: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """The block as VITS and WaveGlow write it, module by module."""
     projected = wn.cond_layer(cond)
@@ -140,6 +155,19 @@ def test_inverse_is_computed_wide_and_never_stale() -> None:
         assert torch.equal(first, expected)
         conv.conv.weight.mul_(2)
         torch.testing.assert_close(conv.infer(y), first / 2)
+
+
+def test_plu_inverse_follows_its_buffers_and_ignores_autocast() -> None:
+    conv = InvertibleConv1x1(6, plu=True)
+    y = torch.randn(1, 6, 5)
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            conv.infer(y)
+        expected = torch.linalg.solve(conv.weight().weight(), y[0])[None]
+        torch.testing.assert_close(conv.infer(y), expected, rtol=1e-4, atol=1e-5)
+        conv.get_buffer("sign").neg_()
+        torch.testing.assert_close(conv.infer(y), copy.deepcopy(conv).infer(y))
+        assert not torch.allclose(conv.infer(y), expected)
 
 
 def test_actnorm_starts_from_its_first_input() -> None:

@@ -58,3 +58,9 @@ def test_auto_logs_its_choice_once(caplog: pytest.LogCaptureFixture, monkeypatch
         for _ in range(3):
             ops.gate(torch.zeros(1, 2, 3))
     assert len([r for r in caplog.records if "`gate` on cpu runs on backend" in r.getMessage()]) == 1
+
+
+def test_auto_keeps_float64_and_half_with_the_reference() -> None:
+    """The C++ kernels are measured faster in float32 only."""
+    for dtype in (torch.float64, torch.bfloat16):
+        assert registry._resolve("wn", torch.zeros(1, dtype=dtype)) is registry._implementations["reference"]["wn"]

@@ -57,6 +57,9 @@ def actnorm(
     """
     checks.check_floating("x", x)
     checks.check_shape("x", x, "[B, C, T]", (None, None, None))
+    (wide_x,) = checks.autocast_wide(x.device, x)
+    assert wide_x is not None
+    x = wide_x
     loc, scale = (p.reshape(-1) if isinstance(p, Tensor) and p.dim() == 3 else p for p in (loc, scale))
     for name, p in (("loc", loc), ("scale", scale)):
         checks.check_shape(name, p, "[C]", (x.shape[1],))
@@ -84,6 +87,8 @@ def actnorm_init(x: Tensor, *, mask: Tensor | None = None, eps: float = 1e-6) ->
     """
     checks.check_floating("x", x)
     checks.check_shape("x", x, "[B, C, T]", (None, None, None))
+    dtype = x.dtype
+    x = x if dtype == torch.float64 else x.float()  # sums over all steps overflow float16
     mask = checks.check_mask(mask, "x", x)
     weight = x.new_ones(x.shape[0], 1, x.shape[2]) if mask is None else mask
     count = weight.sum()
@@ -91,4 +96,6 @@ def actnorm_init(x: Tensor, *, mask: Tensor | None = None, eps: float = 1e-6) ->
         raise ValueError(f"`x` must have at least two steps to initialise from; got {int(count)}")
     mean = (x * weight).sum((0, 2)) / count
     variance = ((x - mean[:, None]).square() * weight).sum((0, 2)) / (count - 1)
-    return -mean, 1 / (variance.sqrt() + eps)
+    # a constant channel's scale is the largest that the dtype holds
+    scale = (1 / (variance.sqrt() + eps)).clamp(max=torch.finfo(dtype).max)
+    return -mean.to(dtype), scale.to(dtype)

@@ -88,6 +88,9 @@ def affine_coupling(
     if (log_scale is None) != (form == "additive"):
         got = "None" if log_scale is None else checks.shape_of(log_scale)
         raise ValueError(f"`log_scale` must be None exactly when `form` is 'additive'; got {got} with {form!r}")
+    wide_x, wide_shift, log_scale = checks.autocast_wide(x.device, x, shift, log_scale)
+    assert wide_x is not None and wide_shift is not None
+    x, shift = wide_x, wide_shift
     for name, tensor in (("shift", shift), ("log_scale", log_scale)):
         if tensor is not None:
             checks.check_shape(name, tensor, "[B, C, T] as `x`", tuple(x.shape))

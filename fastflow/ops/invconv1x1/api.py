@@ -50,18 +50,19 @@ class PLU(NamedTuple):
     def from_weight(cls, weight: Tensor) -> PLU:
         """Factor a plain [C, C] weight; ValueError if it is singular."""
         checks.check_shape("weight", weight, "[C, C]", (weight.shape[0], weight.shape[0]))
-        permutation, lower, upper = torch.linalg.lu(_wide(weight))
+        inverse(weight)  # raises if it is singular
+        with checks.no_autocast(weight.device):
+            permutation, lower, upper = torch.linalg.lu(_wide(weight))
         diagonal = upper.diagonal()
-        if not bool((diagonal != 0).all()):
-            raise ValueError("`weight` must be invertible; got a singular matrix")
         parts = (permutation, lower.tril(-1), upper.triu(1), diagonal.sign(), diagonal.abs().log())
         return cls(*(part.to(weight.dtype) for part in parts))
 
     def weight(self) -> Tensor:
-        """Return W [C, C]."""
-        identity = torch.eye(self.log_s.shape[0], dtype=self.log_s.dtype, device=self.log_s.device)
-        upper = self.upper.triu(1) + torch.diag(self.sign * torch.exp(self.log_s))
-        return self.permutation @ (self.lower.tril(-1) + identity) @ upper
+        """Return W [C, C] in float32 or wider."""
+        permutation, lower, upper, sign, log_s = (_wide(part) for part in self)
+        identity = torch.eye(log_s.shape[0], dtype=log_s.dtype, device=log_s.device)
+        with checks.no_autocast(log_s.device):
+            return permutation @ (lower.tril(-1) + identity) @ (upper.triu(1) + torch.diag(sign * torch.exp(log_s)))
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -73,18 +74,25 @@ def inverse(weight: Tensor | PLU) -> Tensor:
     """Return the inverse [C, C] of a 1x1 weight, computed and returned in float32 or wider.
 
     Raises:
-        ValueError: the weight is singular.
+        ValueError: the weight is not finite, singular, or so near it that nothing of an inverse in its dtype holds:
+            the condition number (1-norm) reaches 1 / eps.
     """
-    w = _wide(weight.weight() if isinstance(weight, PLU) else weight)
+    w = weight.weight() if isinstance(weight, PLU) else _wide(weight)
     if torch.compiler.is_compiling():  # the message costs a graph break; linalg.inv raises its own at run time
         compiled: Tensor = torch.linalg.inv(w)
         return compiled
     try:
         w_inverse: Tensor = torch.linalg.inv(w)
-    except RuntimeError:  # torch.linalg.LinAlgError
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         raise ValueError(f"`weight` must be invertible; got a singular matrix {list(w.shape)}") from None
-    if not bool(torch.isfinite(w_inverse).all()):
-        raise ValueError(f"`weight` must be invertible; got a singular or non-finite matrix {list(w.shape)}")
+    norms = torch.linalg.matrix_norm(w.detach(), 1) * torch.linalg.matrix_norm(w_inverse.detach(), 1)
+    condition = float(norms)
+    limit = 1 / torch.finfo(w.dtype).eps
+    if not condition < limit:  # NaN, too
+        raise ValueError(
+            f"`weight` must be invertible; got a matrix {list(w.shape)} of condition number {condition:.3g}, "
+            f"at least {limit:.3g}"
+        )
     return w_inverse
 
 
@@ -120,15 +128,20 @@ def invconv1x1(
     """
     checks.check_floating("x", x)
     checks.check_shape("x", x, "[B, C, T]", (None, None, None))
-    channels = x.shape[1]
+    (wide,) = checks.autocast_wide(x.device, x)
+    assert wide is not None
+    x, channels = wide, x.shape[1]
     if isinstance(weight, Tensor):
         if weight.dim() == 3 and weight.shape[2] == 1:
             weight = weight[:, :, 0]
         checks.check_shape("weight", weight, "[C, C]", (channels, channels))
         checks.check_like("weight", weight, "x", x)
     else:
-        checks.check_shape("weight.lower", weight.lower, "[C, C]", (channels, channels))
-        checks.check_like("weight.log_s", weight.log_s, "x", x)
+        for name, part in weight._asdict().items():
+            vector = name in ("sign", "log_s")
+            shape = (channels,) if vector else (channels, channels)
+            checks.check_shape(f"weight.{name}", part, "[C]" if vector else "[C, C]", shape)
+            checks.check_like(f"weight.{name}", part, "x", x)
     matrix = inverse(weight) if reverse else weight.weight() if isinstance(weight, PLU) else weight
     y = multiply(x, matrix.to(x.dtype), mask=mask)
     log_det = log_abs_det(weight)
