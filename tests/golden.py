@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastflow.models import WaveGlowLoss
+
 GOLDEN = Path(__file__).parent / "fixtures" / "golden"
 
 SALTS = {"waveglow_tiny": "tiny-a", "waveglow_256": "full-a", "waveglow_old": "old-c"}
@@ -62,6 +64,23 @@ def audio_error(model: Any, case: str) -> float:
     audio = model.infer(arrays["mel"].to(dtype), float(arrays["sigma"]), z=arrays["z"].to(dtype))
     expected = arrays["audio_out"].double()
     return float((audio.double() - expected).square().mean().sqrt() / expected.square().mean().sqrt())
+
+
+def check_training_direction(model: Any, case: str, dtype: torch.dtype, bound: float) -> None:
+    """Asserts that z, the log-determinants and the published loss are the case's, relative to their largest value."""
+    arrays = load_case(case)
+    with torch.no_grad():
+        z, log_s, log_det_w = model((arrays["mel"].to(dtype), arrays["train_audio"].to(dtype)))
+    results = {
+        "train_z": z,
+        "train_log_s_sum": torch.stack([s.sum() for s in log_s]),
+        "train_log_det": torch.stack(log_det_w),
+        "train_loss": WaveGlowLoss(float(arrays["sigma"]))((z, log_s, log_det_w)),
+    }
+    for name, got in results.items():
+        expected = arrays[name].double()
+        assert got.shape == expected.shape, name
+        assert (got.double() - expected).abs().max() <= bound * expected.abs().max(), name
 
 
 def _draw(key: str, shape: list[int], salt: str) -> np.ndarray:

@@ -72,37 +72,21 @@ def test_golden_inference_at_full_size_in_float32(full: WaveGlow, backend: str) 
         assert golden.audio_error(full, "waveglow_256") <= 1e-4
 
 
-def check_training_direction(model: WaveGlow, case: str, dtype: torch.dtype, bound: float) -> None:
-    arrays = golden.load_case(case)
-    with torch.no_grad():
-        z, log_s, log_det_w = model((arrays["mel"].to(dtype), arrays["train_audio"].to(dtype)))
-    loss = WaveGlowLoss(float(arrays["sigma"]))((z, log_s, log_det_w))
-    for name, got in (
-        ("train_z", z),
-        ("train_log_s_sum", torch.stack([s.sum() for s in log_s])),
-        ("train_log_det", torch.stack(log_det_w)),
-        ("train_loss", loss),
-    ):
-        expected = arrays[name].double()
-        assert got.shape == expected.shape, name
-        assert (got.double() - expected).abs().max() <= bound * expected.abs().max(), name
-
-
 @pytest.mark.parametrize("case", ["waveglow_tiny"])
 def test_golden_training_direction_in_float64(case: str) -> None:
-    check_training_direction(published(case).double(), case, torch.float64, 1e-6)
+    golden.check_training_direction(published(case).double(), case, torch.float64, 1e-6)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_golden_training_direction_in_float32(backend: str) -> None:
     with use_backend(backend):
-        check_training_direction(published("waveglow_tiny"), "waveglow_tiny", torch.float32, 1e-4)
+        golden.check_training_direction(published("waveglow_tiny"), "waveglow_tiny", torch.float32, 1e-4)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_golden_training_direction_at_full_size_in_float32(full: WaveGlow, backend: str) -> None:
     with use_backend(backend):
-        check_training_direction(full, "waveglow_256", torch.float32, 1e-4)
+        golden.check_training_direction(full, "waveglow_256", torch.float32, 1e-4)
 
 
 def test_golden_at_full_size_in_float64(full: WaveGlow) -> None:
@@ -111,7 +95,7 @@ def test_golden_at_full_size_in_float64(full: WaveGlow) -> None:
     audio = model.infer(arrays["mel"].double(), float(arrays["sigma"]), z=arrays["z"].double())
     expected = arrays["audio_out"].double()
     assert (audio - expected).abs().max() <= 1e-6 * expected.abs().max()
-    check_training_direction(model, "waveglow_256", torch.float64, 1e-6)
+    golden.check_training_direction(model, "waveglow_256", torch.float64, 1e-6)
 
 
 @pytest.mark.parametrize("case", ["waveglow_tiny", "waveglow_256"])
