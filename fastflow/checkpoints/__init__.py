@@ -35,20 +35,19 @@ def load(
     """A WaveGlow with the weights of a checkpoint, in eval mode.
 
     Args:
-        path_or_name: a file, or the name of a model that comes with the package (`bundled()`). Recognised by
-            content: NVIDIA's pickled modules (glow.py and glow_old.py; the zip format and the one before
-                PyTorch 1.6),
-            DeepLearningExamples checkpoints, NeMo state dicts and `.nemo` archives, plain state dicts with or
-            without weight norm, and safetensors. Sizes that a file does not state are inferred from its
-            tensors; of the hop, which no tensor shows, a quarter of the window is assumed.
+        path_or_name: a file, or the name of a model that comes with the package (`bundled()`). Recognised by content:
+            NVIDIA's pickled modules (glow.py and glow_old.py; the zip format and the one before PyTorch 1.6),
+            DeepLearningExamples checkpoints, NeMo state dicts and `.nemo` archives, plain state dicts with or without
+            weight norm, and safetensors. Sizes that a file does not state are inferred from its tensors. Two things
+            no tensor shows: of the hop, a quarter of the window is assumed, and halves alternate only where the file
+            names glow_old or has our own configuration inside.
         device: where the model goes.
         dtype: of its parameters; None means float32, whatever the file has.
 
     Raises:
-        CheckpointError: naming the file and every reason: a global other than tensors, plain containers and
-        the
-            published classes (nothing is executed), damage, another architecture, tensors that are missing,
-            unexpected or misshapen, weights that are not finite.
+        CheckpointError: naming the file and every reason: a global other than tensors, plain containers and the
+            published classes (nothing is executed), damage, another architecture, tensors that are missing, unexpected
+            or misshapen, weights that are not finite.
         ValueError: for a device or dtype that cannot be used.
     """
     target, kind = _device(device), _dtype(dtype or torch.float32)
@@ -57,12 +56,15 @@ def load(
     path = _resolve(path_or_name)
     checkpoint = read(path)
     try:
-        # Its initial weights are drawn for nothing; the caller's random numbers are not to change by that.
-        with torch.random.fork_rng(devices=[]):
+        # On "meta" no initial weights are drawn: neither time nor memory nor the caller's random numbers go into them.
+        with torch.device("meta"):
             model = WaveGlow(**checkpoint.config)
     except ValueError as error:  # sizes that fit the tensors and no model, such as an even kernel
         raise CheckpointError(f"cannot load {path}: {error}") from error
-    model.to(kind).load_state_dict(checkpoint.state_dict, strict=True)
+    # Copies, since a reader's tensors may lie in memory that must not be written; each original goes when it is copied.
+    state = checkpoint.state_dict
+    state = {key: state.pop(key).to(kind, copy=True) for key in list(state)}
+    model.load_state_dict(state, strict=True, assign=True)
     _check_range(path, model.state_dict(), kind)
     return model.to(target).eval()
 

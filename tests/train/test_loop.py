@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 import signal
 from pathlib import Path
@@ -46,6 +48,7 @@ class Disturbed(SegmentDataset):
     at: int | None = None
     signal: int | None = None
     nan = False
+    loud = False
 
     def batch(self, number: int, size: int) -> tuple[Tensor, Tensor]:
         mel, audio = super().batch(number, size)
@@ -54,6 +57,8 @@ class Disturbed(SegmentDataset):
                 os.kill(os.getpid(), self.signal)
             if self.nan:
                 audio = audio * float("nan")
+            if self.loud:  # the square of which float32 cannot hold
+                audio = audio + 1e30
         return mel, audio
 
 
@@ -126,6 +131,14 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(disturbed: Disturbed, 
     assert all(p.isfinite().all() for p in model.parameters())
 
 
+def test_an_infinite_loss_does_not_stay_in_the_smoothed_one(disturbed: Disturbed, tmp_path: Path) -> None:
+    disturbed.at, disturbed.loud = 2, True
+    facts = train(fresh(), disturbed, tmp_path / "m.safetensors", steps=4, batch_size=2)
+    assert facts["progress"]["skipped_steps"] == 1
+    assert math.isfinite(facts["progress"]["loss"])
+    json.loads((tmp_path / "m.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
 def test_ten_steps_in_a_row_that_are_not_finite_stop(disturbed: Disturbed, tmp_path: Path) -> None:
     disturbed.nan = True
     with pytest.raises(TrainingError, match=r"loss nan and gradient norm nan at step 9, the 10th in a row.*lower `lr`"):
@@ -190,6 +203,25 @@ def test_output_must_be_new_or_meant(dataset: SegmentDataset, tmp_path: Path) ->
     assert output.read_bytes() == b"precious"
     train(fresh(), dataset, output, steps=1, batch_size=2, overwrite=True)
     fastflow.load(str(output))
+
+
+def test_a_link_to_nothing_is_an_output_that_exists(dataset: SegmentDataset, tmp_path: Path) -> None:
+    (tmp_path / "m.json").symlink_to(tmp_path / "nothing")
+    with pytest.raises(TrainingError, match=r"m\.json exists; resume=True .* overwrite=True"):
+        train(fresh(), dataset, tmp_path / "m.safetensors", steps=1)
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(
+    dataset: SegmentDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(state: object, path: Path) -> None:
+        path.write_bytes(b"half a st")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(TrainingError, match=r"cannot write .*m\.state\.pt: No space left on device"):
+        train(fresh(), dataset, tmp_path / "m.safetensors", steps=1, batch_size=2)
+    assert [p.name for p in tmp_path.iterdir()] == ["speech"]
 
 
 def test_states_that_cannot_be_resumed(dataset: SegmentDataset, tmp_path: Path) -> None:
