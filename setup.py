@@ -6,12 +6,14 @@ plain shared libraries, loaded with torch.ops.load_library, not extension module
 Environment:
     FASTFLOW_BUILD_CPU=0     leave out the cpu library (and with it the cuda library): a pure Python package
     FASTFLOW_BUILD_CUDA=0    leave out the cuda library
+    FASTFLOW_BUILD_CUDA=1    fail without the cuda library, instead of warning and leaving it out
     FASTFLOW_CUDA_ARCHS      compute capabilities for the cuda library, such as "80 90"
     CUDA_HOME, CXX, MAX_JOBS as usual
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import platform
@@ -51,8 +53,20 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     INSTRUCTION_SETS |= {"avx2": avx2, "avx512": avx2 + avx512}
 
 
+class BuildError(Exception):
+    """A library cannot be built; the message is a clause that says why."""
+
+
 def switched_off(variable: str) -> bool:
     return os.environ.get(variable) == "0"
+
+
+def insisted_on(variable: str) -> bool:
+    return os.environ.get(variable) == "1"
+
+
+def warn(text: str) -> None:
+    print(f"warning: fastflow is installed without {text}", file=sys.stderr)
 
 
 def find_torch() -> Path | None:
@@ -71,9 +85,24 @@ def torch_includes(torch: Path) -> list[str | Path]:
     return ["-isystem", torch / "include", torch_prefix_map(torch)]
 
 
-def find_compiler() -> str | None:
+def installed_compilers() -> list[str]:
     candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
-    return next((found for name in candidates if (found := shutil.which(name))), None)
+    return [found for name in candidates if (found := shutil.which(name))]
+
+
+@functools.cache
+def compiles_cpp20(compiler: str) -> bool:
+    """Try it on the smallest program that needs the flag and the standard library's headers."""
+    command = [compiler, "-std=c++20", "-x", "c++", "-fsyntax-only", "-"]
+    program = "#include <string>\nint main() {}\n"
+    try:
+        return subprocess.run(command, input=program, capture_output=True, text=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+def find_compiler() -> str | None:
+    return next(filter(compiles_cpp20, installed_compilers()), None)
 
 
 def find_ninja() -> str | None:
@@ -87,8 +116,12 @@ def find_cuda_home() -> Path | None:
     nvcc = shutil.which("nvcc", path=str(Path(home) / "bin")) if home else shutil.which("nvcc")
     if not nvcc:
         return None
-    dry_run = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True, check=False)
-    top = re.search(r"^#\$ TOP=(.+)$", dry_run.stderr, re.MULTILINE)
+    try:
+        command = [nvcc, "--dryrun", "-x", "cu", os.devnull]
+        printed = subprocess.run(command, capture_output=True, text=True, check=False).stderr
+    except OSError:  # building says so later
+        printed = ""
+    top = re.search(r"^#\$ TOP=(.+)$", printed, re.MULTILINE)
     return Path(top.group(1).strip()).resolve() if top else Path(nvcc).resolve().parent.parent
 
 
@@ -96,8 +129,10 @@ def what_is_missing() -> str | None:
     """Return why no library can be built, or None."""
     if not sys.platform.startswith("linux"):
         return f"they are built on Linux only, and this is {sys.platform}"
-    if find_compiler() is None:
+    if not installed_compilers():
         return f"no C++ compiler was found ({os.environ.get('CXX') or 'c++, g++, clang++'})"
+    if find_compiler() is None:
+        return f"no C++ compiler that takes -std=c++20 was found (tried {', '.join(installed_compilers())})"
     if find_torch() is None:
         return "PyTorch's headers were not found (torch 2.10 or newer)"
     if find_ninja() is None:
@@ -123,13 +158,20 @@ def max_jobs() -> int:
 
 def cuda_arch_flags(nvcc: Path) -> list[str]:
     """Return machine code for every architecture that nvcc knows, and PTX of the newest for those to come."""
-    known = set(re.findall(r"compute_(\d+)", subprocess.check_output([nvcc, "--list-gpu-arch"], text=True)))
+    try:
+        listed = subprocess.check_output([nvcc, "--list-gpu-arch"], text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise BuildError(f"{nvcc} --list-gpu-arch failed ({error})") from error
+    known = set(re.findall(r"compute_(\d+)", listed))
     asked = os.environ.get("FASTFLOW_CUDA_ARCHS")
     wanted = (asked or DEFAULT_CUDA_ARCHS).replace(".", "").replace(",", " ").replace(";", " ").split()
     unknown = [arch for arch in wanted if arch not in known]
-    if asked and unknown:
-        raise SystemExit(f"`FASTFLOW_CUDA_ARCHS` must name architectures that nvcc knows; got {' '.join(unknown)}")
+    if asked and (unknown or not wanted):
+        got = " ".join(unknown) or repr(asked)
+        raise SystemExit(f"`FASTFLOW_CUDA_ARCHS` must name architectures that nvcc knows; got {got}")
     archs = sorted((arch for arch in wanted if arch in known), key=int)
+    if not archs:
+        raise BuildError(f"{nvcc} knows none of the architectures {DEFAULT_CUDA_ARCHS}")
     flags = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
     return [*flags, f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}"]
 
@@ -163,6 +205,31 @@ class BuildNative(build_ext):
     def get_ext_filename(self, fullname: str) -> str:
         return fullname.replace(".", "/") + ".so"
 
+    def run(self) -> None:
+        super().run()
+        if self.inplace and not any(ext.name == "fastflow._cuda" for ext in self.extensions):
+            (ROOT / "fastflow/_cuda.so").unlink(missing_ok=True)  # of an earlier build, with other structs
+
+    def build_extensions(self) -> None:
+        built = [ext for ext in self.extensions if self.is_built(ext)]
+        self.extensions = self.distribution.ext_modules = built  # what is copied and listed afterwards
+
+    def is_built(self, ext: Extension) -> bool:
+        """Build `ext`; a cuda library that nobody insisted on may fail."""
+        try:
+            self.build_extension(ext)
+        except BuildError as error:
+            if ext.name != "fastflow._cuda" or insisted_on("FASTFLOW_BUILD_CUDA"):
+                raise SystemExit(f"fastflow: building {ext.name} failed: {error}") from error
+            Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)  # of an earlier build
+            warn(
+                f"its CUDA library, because building it failed: {error}. Everything works, and what the library "
+                "would do runs on other backends. To build it, mend what failed and install fastflow again; to make "
+                "such a failure an error, set FASTFLOW_BUILD_CUDA=1; to silence this warning, FASTFLOW_BUILD_CUDA=0."
+            )
+            return False
+        return True
+
     def build_extension(self, ext: Extension) -> None:
         backend = ext.name.rpartition("_")[2]
         folder = ROOT / "build" / "native" / backend  # not build_temp: that is new for every editable install
@@ -179,7 +246,7 @@ class BuildNative(build_ext):
             *(["-v"] if self.verbose > 1 else []),
         ]
         if subprocess.run(command, cwd=ROOT, check=False).returncode != 0:
-            raise SystemExit(f"fastflow: building {ext.name} failed; the compiler's messages are above")
+            raise BuildError("the compiler's messages are above")
         output = Path(self.get_ext_fullpath(ext.name))
         output.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(target, output)
@@ -221,14 +288,17 @@ class BuildNative(build_ext):
 
 class BuildPython(build_py):
     def run(self) -> None:
+        switched = switched_off("FASTFLOW_BUILD_CPU")
+        missing = "FASTFLOW_BUILD_CPU is 0" if switched else what_is_missing()
+        if insisted_on("FASTFLOW_BUILD_CUDA") and (missing or find_cuda_home() is None):
+            reason = missing or "no nvcc was found"
+            raise SystemExit(f"fastflow: FASTFLOW_BUILD_CUDA is 1, but the CUDA library cannot be built: {reason}")
         super().run()
-        missing = what_is_missing()
-        if missing and not switched_off("FASTFLOW_BUILD_CPU"):
-            print(
-                f"warning: fastflow is installed without its compiled kernels, because {missing}. Everything "
-                "works, on PyTorch's own operations and therefore slower. To get the kernels, install what is "
-                "missing and install fastflow again; to silence this warning, set FASTFLOW_BUILD_CPU=0.",
-                file=sys.stderr,
+        if missing and not switched:
+            warn(
+                f"its compiled kernels, because {missing}. Everything works, on PyTorch's own operations and "
+                "therefore slower. To get the kernels, install what is missing and install fastflow again; to silence "
+                "this warning, set FASTFLOW_BUILD_CPU=0."
             )
 
 

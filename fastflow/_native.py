@@ -5,6 +5,7 @@ Nothing here raises: a package without compiled libraries is a complete package,
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import torch
@@ -34,6 +35,8 @@ def status() -> dict[str, str | None]:
 def _load(path: Path, not_built: str) -> str | None:
     if not path.exists():
         return f"fastflow/{path.name} is not built ({not_built})"
+    if _is_cut_off(path):  # the loader would map what is not there, and the process would end at the first touch
+        return f"fastflow/{path.name} cannot be loaded: the file is cut off"
     try:
         torch.ops.load_library(path)  # type: ignore[no-untyped-call]
     except (OSError, RuntimeError) as error:  # missing symbols, another processor; a PyTorch without this ABI
@@ -42,3 +45,15 @@ def _load(path: Path, not_built: str) -> str | None:
             reason = f"this PyTorch is built without CUDA ({reason})"
         return f"fastflow/{path.name} cannot be loaded: {reason}"
     return None
+
+
+def _is_cut_off(path: Path) -> bool:
+    """Whether an ELF file ends before its section headers, which are its last part, do."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(64)
+    if head[:5] != b"\x7fELF\x02":  # empty or something else: the loader says so itself
+        return False
+    start = int.from_bytes(head[40:48], sys.byteorder)
+    entry_size, entries = int.from_bytes(head[58:60], sys.byteorder), int.from_bytes(head[60:62], sys.byteorder)
+    return len(head) < 64 or start + entry_size * entries > size

@@ -165,7 +165,6 @@ def make_set(
 
 def make_corpus(out: Path, minutes: float, heldout_minutes: float, seed: int) -> dict[str, Any]:
     """Make both sets under `out` and return what corpus.json says."""
-    check_variants()
     sentences = read_sentences(TEXT)
     heldout = sentences[HELDOUT_EVERY - 1 :: HELDOUT_EVERY]
     train = [text for text in sentences if text not in set(heldout)]
@@ -199,14 +198,17 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--overwrite", action="store_true", help="delete OUT/train and OUT/heldout first")
     arguments = parser.parse_args()
-    if arguments.minutes <= 0 or arguments.heldout_minutes <= 0:
-        parser.error("--minutes and --heldout-minutes must be more than 0")
+    for name in ("minutes", "heldout_minutes"):
+        if not 0 < getattr(arguments, name) < math.inf:
+            parser.error(f"--{name.replace('_', '-')} must be more than 0 and finite; got {getattr(arguments, name)}")
     for name in ("train", "heldout"):
-        if (arguments.out / name).exists():
-            if not arguments.overwrite:
-                parser.error(f"{arguments.out / name} exists; give --overwrite to replace it")
-            shutil.rmtree(arguments.out / name)
+        if (arguments.out / name).exists() and not arguments.overwrite:
+            parser.error(f"{arguments.out / name} exists; give --overwrite to replace it")
     try:
+        check_variants()  # before anything is deleted
+        for name in ("train", "heldout"):
+            if (arguments.out / name).exists():
+                shutil.rmtree(arguments.out / name)
         make_corpus(arguments.out, arguments.minutes, arguments.heldout_minutes, arguments.seed)
     except CorpusError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,11 +1,13 @@
 """Measures a trained model on sets of clips and writes its model card.
 
     python scripts/model_card.py MODEL.safetensors --set "held-out espeak-ng voices=corpus/heldout" \\
-        --set "LJ Speech=clips" [--corpus corpus/corpus.json] [--card fastflow/assets/waveglow-small.md]
+        --set "LJ Speech=clips" [--train-data corpus/train ...] [--corpus corpus/corpus.json] [--jobs 2] \\
+        [--card fastflow/assets/waveglow-small.md]
 
-Each clip's mel spectrogram is turned back into audio by the model, by Griffin-Lim, and by the same model before
-training; the table holds the means over each set. The facts of the training run come from MODEL.json, which `fastflow
-train` writes beside the model.
+Each clip's mel spectrogram is turned back into audio by the model, by Griffin-Lim, and by the same architecture before
+training; the table holds the means over each set. Training begins at weights made from its data: given that data
+(--train-data, as `fastflow train` got it), the last column measures those, and random initial weights otherwise. The
+facts of the training run come from MODEL.json, which `fastflow train` writes beside the model.
 """
 
 from __future__ import annotations
@@ -13,7 +15,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import multiprocessing
 import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +28,14 @@ from demo import FIGURES, SEED, SIGMA
 
 import fastflow
 from fastflow.audio import AudioError, MelSpectrogram, evaluate, griffin_lim, read_audio
-from fastflow.checkpoints import CheckpointError
+from fastflow.checkpoints import CheckpointError, save
 from fastflow.models import WaveGlow
-from fastflow.train import DataError, find_audio
+from fastflow.train import DataError, SegmentDataset, find_audio
+from fastflow.train.start import start_from_data
 
-Figures = dict[str, float]
-METHODS = ("model", "Griffin-Lim", "untrained model")
+Figures = dict[str, float]  # figure: value
+Means = dict[str, Figures]  # method, a column of the table: its figures
+BEFORE, RANDOM = "before training", "untrained model"
 CARD = Path(fastflow.__file__).parent / "assets" / "waveglow-small.md"
 
 
@@ -35,6 +43,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure a trained model and write its model card.")
     parser.add_argument("model", type=Path, help="checkpoint, with the training run's .json beside it")
     parser.add_argument("--set", dest="sets", action="append", required=True, metavar="NAME=PATH")
+    parser.add_argument("--train-data", action="append", default=[], metavar="PATH", help="a source of the training")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes, of one thread each; default: 1")
     parser.add_argument("--corpus", type=Path, help="corpus.json of make_corpus.py, for the description of the data")
     parser.add_argument("--note", action="append", default=[], help="a sentence to add to the card")
     parser.add_argument("--card", type=Path, default=CARD, help=f"file to write; default: {CARD.name} in the package")
@@ -42,10 +52,16 @@ def main() -> None:
     sets = dict(entry.partition("=")[::2] for entry in arguments.sets)
     if not all(sets.values()):
         parser.error("--set must be NAME=PATH")
+    if arguments.jobs < 1:
+        parser.error(f"--jobs must be at least 1; got {arguments.jobs}")
     try:
         facts = json.loads(arguments.model.with_suffix(".json").read_text(encoding="utf-8"))
         corpus = json.loads(arguments.corpus.read_text(encoding="utf-8")) if arguments.corpus else None
-        results = measure_sets(arguments.model, sets)
+        start = (
+            before_training(facts, arguments.train_data) if arguments.train_data else untrained(facts["config"], SEED)
+        )
+        last_column = BEFORE if arguments.train_data else RANDOM
+        results = measure_sets(arguments.model, start, last_column, sets, arguments.jobs)
     except (AudioError, CheckpointError, DataError, json.JSONDecodeError) as error:
         sys.exit(f"model_card: {error}")
     except OSError as error:
@@ -55,33 +71,86 @@ def main() -> None:
     print(f"\nwritten: {arguments.card}")
 
 
-def measure_sets(model_path: Path, sets: dict[str, str]) -> dict[str, tuple[dict[str, Figures], int]]:
+def untrained(config: dict[str, Any], seed: int) -> WaveGlow:
+    torch.manual_seed(seed)
+    return WaveGlow(**config).eval()
+
+
+def before_training(facts: dict[str, Any], sources: list[str]) -> WaveGlow:
+    """The weights of step 0: seeded as `fastflow train` does it, then set from the data that it was given."""
+    settings, data = facts["settings"], facts["data"]
+    model = untrained(facts["config"], settings["seed"])
+    dataset = SegmentDataset(
+        sources,
+        segment=settings["segment"],
+        seed=settings["seed"],
+        sampling_rate=model.sampling_rate,
+        hop_length=model.hop_length,
+    )
+    found = {"files": len(dataset.files), "minutes": round(dataset.seconds / 60, 2)}
+    if any(data[key] != value for key, value in found.items()):
+        raise DataError(
+            f"--train-data gives {found['files']} files of {found['minutes']} minutes; "
+            f"the training had {data['files']} of {data['minutes']}"
+        )
+    start_from_data(model, dataset)
+    return model
+
+
+def measure_sets(
+    model_path: Path, start: WaveGlow, last_column: str, sets: dict[str, str], jobs: int
+) -> dict[str, tuple[Means, int]]:
     """For each set the means per method, and how many clips it has."""
-    model = fastflow.load(str(model_path))
-    torch.manual_seed(SEED)
-    untrained = WaveGlow(**model.config).eval()
+    clips = {name: find_audio([source]) for name, source in sets.items()}
     results = {}
-    for name, source in sets.items():
-        clips = find_audio([source])
-        figures: dict[str, list[Figures]] = {method: [] for method in METHODS}
-        for i, clip in enumerate(clips):
-            print(f"\r{name}: {i + 1} of {len(clips)}", end="", file=sys.stderr, flush=True)
-            for method, value in measure(read_audio(clip), model, untrained).items():
-                figures[method].append(value)
-        print(file=sys.stderr)
-        results[name] = {method: mean(values) for method, values in figures.items()}, len(clips)
+    with tempfile.TemporaryDirectory() as folder:
+        start_path = Path(folder) / "start.safetensors"
+        save(start, start_path)
+        models = {"model": model_path, last_column: start_path}
+        figures = measure_clips(models, [path for paths in clips.values() for path in paths], jobs)
+        for name, paths in clips.items():
+            rows = []
+            for i in range(len(paths)):
+                rows.append(next(figures))
+                print(f"\r{name}: {i + 1} of {len(paths)}", end="", file=sys.stderr, flush=True)
+            print(file=sys.stderr)
+            results[name] = {method: mean([row[method] for row in rows]) for method in rows[0]}, len(paths)
+        figures.close()
     return results
 
 
-def measure(source: torch.Tensor, model: WaveGlow, untrained: WaveGlow) -> dict[str, Figures]:
+def measure_clips(models: dict[str, Path], clips: list[Path], jobs: int) -> Iterator[Means]:
+    """Each clip's figures, in the order of the clips."""
+    if jobs == 1:
+        load_models(models)
+        yield from map(measure, clips)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, initializer=start_worker, initargs=(models,)) as pool:
+        yield from pool.map(measure, clips)
+
+
+MODELS: dict[str, WaveGlow] = {}  # of this process, which may be one of several
+
+
+def start_worker(models: dict[str, Path]) -> None:
+    torch.set_num_threads(1)
+    load_models(models)
+
+
+def load_models(models: dict[str, Path]) -> None:
+    MODELS.clear()
+    MODELS.update((method, fastflow.load(str(path))) for method, path in models.items())
+
+
+def measure(clip: Path) -> Means:
     """Each method's figures on one clip."""
+    source = read_audio(clip)
     mel = MelSpectrogram()(source)
-    outputs = {
-        "model": infer(model, mel, len(source)),
-        "Griffin-Lim": griffin_lim(mel[0]),
-        "untrained model": infer(untrained, mel, len(source)),
-    }
-    return {method: evaluate(source, output, model.sampling_rate) for method, output in outputs.items()}
+    outputs = {method: infer(model, mel, len(source)) for method, model in MODELS.items()}
+    columns = {"model": outputs.pop("model"), "Griffin-Lim": griffin_lim(mel[0]), **outputs}
+    rate = MODELS["model"].sampling_rate
+    return {method: evaluate(source, output, rate) for method, output in columns.items()}
 
 
 def infer(model: WaveGlow, mel: torch.Tensor, length: int) -> torch.Tensor:
@@ -97,14 +166,12 @@ def mean(values: list[Figures]) -> Figures:
     return result
 
 
-def table(means: dict[str, Figures], clips: int) -> str:
+def table(means: Means, clips: int) -> str:
     """A markdown table: figures down, methods across."""
-    rows = [f"| mean of {clips} clips | {' | '.join(METHODS)} | better |", "|---|" + "---:|" * len(METHODS) + "---|"]
+    rows = [f"| mean of {clips} clips | {' | '.join(means)} | better |", "|---|" + "---:|" * len(means) + "---|"]
     for key, name, unit, better in FIGURES:
-        cells = (
-            f"{means[method][key]:.3f}" if means[method][key] < 10 else f"{means[method][key]:.1f}"
-            for method in METHODS
-        )
+        values = [figures[key] for figures in means.values()]
+        cells = [f"{value:.3f}" if value < 10 else f"{value:.1f}" for value in values]
         rows.append(f"| {name} ({unit}) | {' | '.join(cells)} | {better} |")
     return "\n".join(rows)
 
@@ -112,7 +179,7 @@ def table(means: dict[str, Figures], clips: int) -> str:
 def card(
     facts: dict[str, Any],
     corpus: dict[str, Any] | None,
-    results: dict[str, tuple[dict[str, Figures], int]],
+    results: dict[str, tuple[Means, int]],
     path: Path,
     notes: list[str],
 ) -> str:
@@ -122,6 +189,14 @@ def card(
     sizes = ", ".join(f"{key} {value}" for key, value in (config | config["WN_config"]).items() if key != "WN_config")
     hours = progress["samples"] / 22050 / 3600
     data = facts["data"]
+    last_column = {
+        BEFORE: f"Before training: the weights that training began with, made from its data (seed {settings['seed']}).",
+        RANDOM: f"The untrained model is the same architecture with random weights (seed {SEED}), not those that "
+        "training began with.",
+    }
+    described = next(
+        text for method, text in last_column.items() if all(method in means for means, _ in results.values())
+    )
     products = ", bfloat16 products" if settings["bf16"] else ""
     lines = [
         f"# {path.stem}",
@@ -151,7 +226,7 @@ def card(
         "## Quality",
         "",
         f"Clips are resynthesised from their own mel spectrograms (sigma {SIGMA}, seed {SEED}, no denoiser). "
-        "Griffin-Lim: librosa, 60 iterations. The untrained model is the same architecture with initial weights.",
+        f"Griffin-Lim: librosa, 60 iterations. {described}",
     ]
     for name, result in results.items():
         lines += ["", f"### {name}", "", table(*result)]

@@ -569,3 +569,26 @@ print("right")
     assert result.returncode == 0, result.stderr
     expected = {"right"} if isa == "baseline" else {"right", "refused"}
     assert result.stdout.strip() in expected
+
+
+@pytest.mark.parametrize("kept", [50_000, 63])
+def test_a_cut_off_library_is_a_reason_not_a_crash(tmp_path: Path, kept: int) -> None:
+    library = Path(_native.__file__).with_name("_cpu.so")
+    if not library.exists():
+        pytest.skip("the cpu library is not built")
+    (tmp_path / "_cpu.so").write_bytes(library.read_bytes()[:kept])
+    assert _native._load(tmp_path / "_cpu.so", "") == "fastflow/_cpu.so cannot be loaded: the file is cut off"
+
+
+def test_a_library_that_refuses_to_run_is_a_backend_that_cannot() -> None:
+    program = (
+        "from fastflow.ops import registry, gate\nimport torch\n"
+        "print(registry.status()[1].reason)\nprint(gate(torch.zeros(1, 2, 3)).shape)"
+    )
+    environment = os.environ | {"FASTFLOW_CPU_ISA": "abacus"}
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    reason, shape = result.stdout.splitlines()
+    assert "`FASTFLOW_CPU_ISA` must be one of baseline" in reason or "is not built" in reason
+    assert shape == "torch.Size([1, 1, 3])"

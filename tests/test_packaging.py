@@ -11,8 +11,10 @@ import sys
 import zipfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import setuptools
 
 import fastflow
 from fastflow import _native
@@ -155,6 +157,113 @@ def test_pure_python_fallback(tmp_path: Path, lacking: str) -> None:
         assert len(warnings) == 1 and "no C++ compiler was found (c++, g++, clang++)" in warnings[0]
     else:
         assert not warnings
+
+
+@pytest.fixture
+def setup_py(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """setup.py's functions, for a source tree with nothing but one CUDA source in it."""
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    for name in ("CXX", "FASTFLOW_BUILD_CPU", "FASTFLOW_BUILD_CUDA", "FASTFLOW_CUDA_ARCHS"):
+        monkeypatch.delenv(name, raising=False)
+    spec = importlib.util.spec_from_file_location("fastflow_setup", ROOT / "setup.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    (tmp_path / "csrc/cuda").mkdir(parents=True)
+    (tmp_path / "csrc/cuda/gate.cu").write_text("")
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    return module
+
+
+def program(path: Path, script: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+BROKEN_NVCC = {
+    "fails": ("exit 1", "--list-gpu-arch failed"),
+    "knows no default architecture": ("echo compute_50", "knows none of the architectures 75 80"),
+    "cannot compile": ('[ "$1" = --list-gpu-arch ] && echo compute_90', "the compiler's messages are above"),
+}
+
+
+@needs_sources
+@pytest.mark.parametrize("insist", [False, True])
+@pytest.mark.parametrize("nvcc", BROKEN_NVCC)
+def test_a_failed_cuda_build_is_left_out_with_a_warning(
+    setup_py: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    nvcc: str,
+    insist: bool,
+) -> None:
+    """Unless it was asked for: then it is an error."""
+    if setup_py.what_is_missing():
+        pytest.skip(setup_py.what_is_missing())
+    script, reason = BROKEN_NVCC[nvcc]
+    program(tmp_path / "cuda/bin/nvcc", script)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
+    assert setup_py.backends() == ["cpu", "cuda"]
+    command = setup_py.BuildNative(
+        setuptools.Distribution({"ext_modules": [setuptools.Extension("fastflow._cuda", [])]})
+    )
+    command.build_lib = str(tmp_path / "lib")
+    command.ensure_finalized()
+    stale = tmp_path / "lib/fastflow/_cuda.so"
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b"of an earlier build")
+    if insist:
+        monkeypatch.setenv("FASTFLOW_BUILD_CUDA", "1")
+        with pytest.raises(SystemExit, match=rf"building fastflow\._cuda failed: .*{reason}"):
+            command.run()
+        return
+    command.run()
+    assert not stale.exists() and not command.get_outputs()
+    (warning,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert "installed without its CUDA library" in warning and reason in warning and "FASTFLOW_BUILD_CUDA=1" in warning
+
+
+@needs_sources
+def test_cuda_that_was_asked_for_takes_an_nvcc(
+    setup_py: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASTFLOW_BUILD_CUDA", "1")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    command = setup_py.BuildPython(setuptools.Distribution())
+    command.ensure_finalized()
+    reason = setup_py.what_is_missing() or "no nvcc was found"
+    with pytest.raises(SystemExit, match=rf"FASTFLOW_BUILD_CUDA is 1, but .*: {re.escape(reason)}"):
+        command.run()
+
+
+@needs_sources
+def test_architectures_that_were_asked_for_must_be_some(
+    setup_py: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvcc = program(tmp_path / "nvcc", "echo compute_90")
+    for asked, got in (("90 999", "999"), (" ", "' '")):
+        monkeypatch.setenv("FASTFLOW_CUDA_ARCHS", asked)
+        with pytest.raises(SystemExit, match=rf"`FASTFLOW_CUDA_ARCHS` must name .*; got {got}$"):
+            setup_py.cuda_arch_flags(nvcc)
+
+
+@needs_sources
+@pytest.mark.skipif(sys.platform != "linux", reason="libraries are built on Linux only")
+def test_an_old_compiler_counts_as_missing(
+    setup_py: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is tried once."""
+    calls = tmp_path / "calls"
+    old = program(tmp_path / "bin/c++", f'echo "$@" >> {calls}; case "$*" in *c++20*) exit 1;; esac')
+    monkeypatch.setenv("PATH", f"{old.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("CXX", "c++")
+    for _ in range(2):
+        assert setup_py.what_is_missing() == f"no C++ compiler that takes -std=c++20 was found (tried {old})"
+        assert setup_py.backends() == []
+    assert len(calls.read_text().splitlines()) == 1
 
 
 @needs_sources

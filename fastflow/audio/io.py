@@ -47,6 +47,8 @@ def read_audio(path: str | os.PathLike[str], sampling_rate: int = 22050) -> Tens
     missing = _missing_wav_bytes(data)
     if missing:
         raise AudioError(f"cannot read {path}: it is truncated, {missing} bytes of samples are missing")
+    if _is_ogg_without_end(data):
+        raise AudioError(f"cannot read {path}: it is truncated, its last page does not end the stream")
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             rate, promised = file.samplerate, file.frames
@@ -148,6 +150,11 @@ def _missing_wav_bytes(data: bytes) -> int:
             return 0 if size >= _UNKNOWN_SIZE else max(0, start + 8 + size - len(data))
         start += 8 + size + size % 2
     return 0
+
+
+def _is_ogg_without_end(data: bytes) -> bool:
+    """Whether an ogg stream's last page lacks the end-of-stream flag; libsndfile reads what there is."""
+    return data[:4] == b"OggS" and not data[data.rindex(b"OggS") + 5 :][:1] >= b"\x04"
 
 
 def _encode(signal: Tensor, sampling_rate: int, format: str, subtype: str, path: Path) -> tuple[bytes, float]:

@@ -89,3 +89,16 @@ def write(path: Path, config: Mapping[str, Any], state_dict: Mapping[str, Tensor
             save_file(dict(state_dict), temporary, metadata=metadata)
         except SafetensorError as error:
             raise CheckpointError(f"cannot write {path}: {error}") from error
+        _sort_metadata(temporary)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the metadata of a safetensors file in order: the library's own changes from call to call."""
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= length
+        file.seek(8)
+        file.write(text.ljust(length))

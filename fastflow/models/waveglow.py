@@ -264,7 +264,7 @@ class WaveGlow(nn.Module):
             x, _ = self._couple(k, x, cond, reverse=True)
             convinv = self.convinv[k]
             assert isinstance(convinv, InvertibleConv1x1)
-            x = convinv.infer(x)
+            x = convinv.infer(x, name=f"convinv.{k}.conv.weight")
             if self._is_early(k):
                 x = torch.cat((next(noise) * sigma, x), 1)
         audio: Tensor = x.transpose(1, 2).flatten(1)

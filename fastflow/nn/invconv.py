@@ -58,17 +58,18 @@ class InvertibleConv1x1(PackingModule[Tensor]):
         """
         return invconv1x1(x, self.weight(), mask=mask, reverse=reverse)
 
-    def infer(self, y: Tensor) -> Tensor:
+    def infer(self, y: Tensor, *, name: str = "weight") -> Tensor:
         """Return x [B, C, T] from `y`, without the log-determinant, by an inverse that is kept between calls.
 
-        The inverse is computed in float32 or wider and made again when the weight changes.
+        The inverse is computed in float32 or wider and made again when the weight changes. `name` is what an error
+        calls the weight.
 
         Raises:
             ValueError: the weight is singular.
         """
         weight = self.weight()
         tensors = weight if isinstance(weight, PLU) else [self.conv.weight]
-        matrix = self._packed.get(tensors, lambda: inverse(weight))
+        matrix = self._packed.get(tensors, lambda: inverse(weight, name))
         return multiply(y, matrix.to(y.dtype))
 
     def extra_repr(self) -> str:

@@ -96,7 +96,7 @@ def _unavailable(backend: str) -> str | None:
         return None
     if backend == "triton":
         return "this version has no Triton kernels"
-    reason = _native.status()[backend]
+    reason = _native.status()[backend] or _refused.get(backend)
     if reason is None and backend == "cuda" and not torch.cuda.is_available():
         return "no CUDA device is available"
     return reason
@@ -211,7 +211,13 @@ def _register_native() -> None:
             library.define(op + schema)
             if torch._C._dispatch_has_kernel_for_dispatch_key(f"fastflow_{backend}::{op}", key):
                 implement(backend, op, getattr(getattr(torch.ops, f"fastflow_{backend}"), op))
+    try:
+        if "gate" in _implementations["cpu"]:  # where a library has something to refuse, it says so on its first call
+            _implementations["cpu"]["gate"](torch.zeros(1, 2, 1))
+    except (RuntimeError, ValueError) as error:  # which of them depends on PyTorch's version
+        _refused["cpu"] = str(error).splitlines()[0]
 
 
+_refused: dict[str, str] = {}  # why a library that is loaded does not run, such as FASTFLOW_CPU_ISA
 _libraries: list[torch.library.Library] = []  # a Library takes its definitions back when it is collected
 _register_native()

@@ -9,7 +9,7 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 import fastflow.checkpoints
+from fastflow.files import check_target, write_whole
 from fastflow.models import WaveGlow, WaveGlowLoss
 
 from .data import SegmentDataset
@@ -56,7 +57,7 @@ class Progress:
     seconds: float = 0.0
     samples: int = 0
     skipped_steps: int = 0
-    loss: float = math.nan
+    loss: float = math.nan  # smoothed, over the steps that were not skipped; nan before the first of them
 
 
 def train(
@@ -125,7 +126,8 @@ def train(
         _save_state(_state_path(output), model, average, optimizer, progress)
         with _swapped(parameters, average):
             fastflow.checkpoints.save(model, output, dtype=dtype, overwrite=True)
-        _write_whole(output.with_suffix(".json"), lambda path: path.write_text(json.dumps(facts, indent=1) + "\n"))
+        with write_whole(output.with_suffix(".json"), overwrite=True, error=TrainingError) as path:
+            path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         return facts
 
     model.train()
@@ -150,6 +152,7 @@ def train(
                 optimizer.step()
                 _follow(average, parameters, min(ema, (1 + progress.step) / (10 + progress.step)))
                 skipped_in_a_row = 0
+                progress.loss = value if math.isnan(progress.loss) else 0.98 * progress.loss + 0.02 * value
             else:
                 progress.skipped_steps += 1
                 skipped_in_a_row += 1
@@ -160,7 +163,6 @@ def train(
                     )
             progress.step += 1
             progress.samples += step_samples
-            progress.loss = value if math.isnan(progress.loss) else 0.98 * progress.loss + 0.02 * value
             progress.seconds += time.monotonic() - started
             log.step(value, rate, norm, step_samples, progress)
             if stop.requested:
@@ -198,15 +200,12 @@ def _check(settings: Settings, model: WaveGlow, dataset: SegmentDataset) -> None
 def _check_output(output: Path, resume: bool, overwrite: bool) -> None:
     if output.suffix != ".safetensors":
         raise TrainingError(f"`output` must end in .safetensors; got {output}")
-    if not output.parent.is_dir():
-        raise TrainingError(f"cannot write {output}: the directory {output.parent} does not exist")
+    for path in (output, output.with_suffix(".json"), _state_path(output)):
+        check_target(path, overwrite=True, error=TrainingError)
+        if os.path.lexists(path) and not (resume or overwrite):
+            raise TrainingError(f"{path} exists; resume=True goes on from it, overwrite=True replaces it")
     if resume and not _state_path(output).is_file():
         raise TrainingError(f"nothing to resume: {_state_path(output)} does not exist")
-    for path in (output, output.with_suffix(".json"), _state_path(output)):
-        if path.is_dir():
-            raise TrainingError(f"cannot write {path}: it is a directory")
-        if path.exists() and not (resume or overwrite):
-            raise TrainingError(f"{path} exists; resume=True goes on from it, overwrite=True replaces it")
 
 
 def _done(settings: Settings, progress: Progress) -> float:
@@ -249,16 +248,6 @@ def _state_path(output: Path) -> Path:
     return output.with_suffix(".state.pt")
 
 
-def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """A file under its final name only when it is complete."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _save_state(
     path: Path, model: WaveGlow, average: list[Tensor], optimizer: torch.optim.Optimizer, progress: Progress
 ) -> None:
@@ -269,7 +258,8 @@ def _save_state(
         "optimizer": optimizer.state_dict(),
         "progress": asdict(progress),
     }
-    _write_whole(path, lambda temporary: torch.save(state, temporary))
+    with write_whole(path, overwrite=True, error=TrainingError) as temporary:
+        torch.save(state, temporary)
 
 
 def _load_state(path: Path, model: WaveGlow, average: list[Tensor], optimizer: torch.optim.Optimizer) -> Progress:

@@ -414,3 +414,14 @@ def test_longest_possible_name(tmp_path, noise):
     name = "x" * 251 + ".wav"
     write_audio(tmp_path / name, noise, RATE)
     assert files_in(tmp_path) == [name]
+
+
+def test_truncated_ogg(tmp_path, noise):
+    """libsndfile reads what there is of an ogg stream without a word."""
+    import soundfile
+
+    soundfile.write(tmp_path / "whole.ogg", noise.numpy(), 22050, format="OGG", subtype="VORBIS")
+    assert len(read_audio(tmp_path / "whole.ogg")) > 0
+    data = (tmp_path / "whole.ogg").read_bytes()
+    (tmp_path / "cut.ogg").write_bytes(data[: data.rindex(b"OggS")])
+    refuses_to_read(tmp_path / "cut.ogg", "it is truncated, its last page does not end the stream")

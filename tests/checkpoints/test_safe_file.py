@@ -159,3 +159,9 @@ def test_weights_that_are_not_finite_are_not_written(model: fastflow.models.Wave
     with pytest.raises(CheckpointError, match=r"`upsample\.bias` \[8\]: 1 of 8 in torch\.float16"):
         save(model, tmp_path / "m.safetensors", dtype=torch.float16)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_same_model_gives_the_same_bytes(model: fastflow.models.WaveGlow, tmp_path: Path) -> None:
+    for i in range(8):
+        save(model, tmp_path / f"{i}.safetensors")
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1

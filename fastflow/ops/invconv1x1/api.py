@@ -70,8 +70,8 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def inverse(weight: Tensor | PLU) -> Tensor:
-    """Return the inverse [C, C] of a 1x1 weight, computed and returned in float32 or wider.
+def inverse(weight: Tensor | PLU, name: str = "weight") -> Tensor:
+    """Return the inverse [C, C] of a 1x1 weight, computed and returned in float32 or wider; errors call it `name`.
 
     Raises:
         ValueError: the weight is not finite, singular, or so near it that nothing of an inverse in its dtype holds:
@@ -84,13 +84,13 @@ def inverse(weight: Tensor | PLU) -> Tensor:
     try:
         w_inverse: Tensor = torch.linalg.inv(w)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        raise ValueError(f"`weight` must be invertible; got a singular matrix {list(w.shape)}") from None
+        raise ValueError(f"`{name}` must be invertible; got a singular matrix {list(w.shape)}") from None
     norms = torch.linalg.matrix_norm(w.detach(), 1) * torch.linalg.matrix_norm(w_inverse.detach(), 1)
     condition = float(norms)
     limit = 1 / torch.finfo(w.dtype).eps
     if not condition < limit:  # NaN, too
         raise ValueError(
-            f"`weight` must be invertible; got a matrix {list(w.shape)} of condition number {condition:.3g}, "
+            f"`{name}` must be invertible; got a matrix {list(w.shape)} of condition number {condition:.3g}, "
             f"at least {limit:.3g}"
         )
     return w_inverse
