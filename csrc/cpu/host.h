@@ -22,7 +22,8 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// Throws std::invalid_argument (ValueError in Python) with the parts strung together.
+// Throws std::invalid_argument with the parts strung together: in Python a ValueError, from PyTorch 2.15 on a
+// RuntimeError.
 template <class... Parts>
 [[noreturn]] void fail(const Parts&... parts) {
   std::ostringstream message;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import platform
@@ -25,6 +26,8 @@ from fastflow.models import WaveGlow, WaveGlowLoss
 
 from .data import SegmentDataset
 from .start import start_from_data
+
+log = logging.getLogger("fastflow")
 
 FINAL_LR = 0.01  # the cosine ends at this fraction of the peak
 MAX_SKIPPED_IN_A_ROW = 10
@@ -116,16 +119,19 @@ def train(
     average = [p.detach().clone() for p in parameters]
     progress = Progress()
     if resume:
-        progress = _load_state(_state_path(output), model, average, optimizer)
+        progress = _load_state(_state_path(output), model, average, optimizer, _kept(settings, dataset))
     criterion = WaveGlowLoss(sigma)
-    log = _Log(settings, log_every, progress)
+    display = _Log(settings, log_every, progress)
     step_samples = batch_size * dataset.segment
 
     def save() -> dict[str, Any]:
         facts = _facts(model, dataset, settings, progress, device)
-        _save_state(_state_path(output), model, average, optimizer, progress)
-        with _swapped(parameters, average):
-            fastflow.checkpoints.save(model, output, dtype=dtype, overwrite=True)
+        try:  # the weights first: where the disk fills up, they are what is worth most
+            with _swapped(parameters, average):
+                fastflow.checkpoints.save(model, output, dtype=dtype, overwrite=True)
+        except fastflow.checkpoints.CheckpointError as error:
+            raise TrainingError(str(error)) from error
+        _save_state(_state_path(output), model, average, optimizer, progress, _kept(settings, dataset))
         with write_whole(output.with_suffix(".json"), overwrite=True, error=TrainingError) as path:
             path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         return facts
@@ -133,7 +139,7 @@ def train(
     model.train()
     skipped_in_a_row = 0
     last_save = progress.seconds
-    with _stop_requests() as stop, log:
+    with _stop_requests() as stop, display:
         while (done := _done(settings, progress)) < 1.0:
             started = time.monotonic()
             rate = lr * _schedule(done, warmup)
@@ -164,7 +170,7 @@ def train(
             progress.step += 1
             progress.samples += step_samples
             progress.seconds += time.monotonic() - started
-            log.step(value, rate, norm, step_samples, progress)
+            display.step(value, rate, norm, step_samples, progress)
             if stop.requested:
                 save()
                 raise KeyboardInterrupt
@@ -249,9 +255,15 @@ def _state_path(output: Path) -> Path:
 
 
 def _save_state(
-    path: Path, model: WaveGlow, average: list[Tensor], optimizer: torch.optim.Optimizer, progress: Progress
+    path: Path,
+    model: WaveGlow,
+    average: list[Tensor],
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    kept: dict[str, Any],
 ) -> None:
     state = {
+        "settings": kept,
         "config": json.dumps(model.config),
         "model": model.state_dict(),
         "average": average,
@@ -259,24 +271,47 @@ def _save_state(
         "progress": asdict(progress),
     }
     with write_whole(path, overwrite=True, error=TrainingError) as temporary:
-        torch.save(state, temporary)
+        try:
+            torch.save(state, temporary)
+        except RuntimeError as error:  # what its writer makes of a full disk
+            raise TrainingError(f"cannot write {path}: {str(error).splitlines()[0]}") from error
 
 
-def _load_state(path: Path, model: WaveGlow, average: list[Tensor], optimizer: torch.optim.Optimizer) -> Progress:
+def _load_state(
+    path: Path,
+    model: WaveGlow,
+    average: list[Tensor],
+    optimizer: torch.optim.Optimizer,
+    kept: dict[str, Any],
+) -> Progress:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        config = json.loads(state["config"])
-    except Exception as error:  # torch.load raises many types, none of them documented
-        raise TrainingError(f"cannot resume from {path}: {error}") from error
-    expected = json.loads(json.dumps(model.config))
+        config, settings, progress = json.loads(state["config"]), dict(state["settings"]), Progress(**state["progress"])
+        expected = json.loads(json.dumps(model.config))
+        if config == expected:
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            with torch.no_grad():
+                for mean, saved in zip(average, state["average"], strict=True):
+                    mean.copy_(saved)
+    except Exception as error:  # torch.load raises many types, none of them documented, and long advice
+        raise TrainingError(
+            f"cannot resume from {path}: it is damaged or no state of fastflow train ({type(error).__name__})"
+        ) from error
     if config != expected:
         raise TrainingError(f"cannot resume from {path}: it holds a model of config {config}; got {expected}")
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    with torch.no_grad():
-        for mean, saved in zip(average, state["average"], strict=True):
-            mean.copy_(saved)
-    return Progress(**state["progress"])
+    changed = [
+        f"{name} {settings.get(name)} is now {value}" for name, value in kept.items() if settings.get(name) != value
+    ]
+    if changed:
+        log.warning("the run that %s resumes had other settings: %s", path, ", ".join(changed))
+    return progress
+
+
+def _kept(settings: Settings, dataset: SegmentDataset) -> dict[str, Any]:
+    """What a resumed run should have in common with its beginning: all settings but the budget."""
+    options = asdict(settings) | {"segment": dataset.segment, "seed": dataset.seed, "dither": dataset.dither}
+    return {name: value for name, value in options.items() if name not in ("steps", "minutes")}
 
 
 def _facts(
@@ -288,7 +323,7 @@ def _facts(
     return {
         "config": model.config,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "settings": asdict(settings) | {"segment": dataset.segment, "seed": dataset.seed, "dither": dataset.dither},
+        "settings": _kept(settings, dataset) | {"steps": settings.steps, "minutes": settings.minutes},
         "progress": asdict(progress),
         "data": {
             "sources": sources,

@@ -211,19 +211,6 @@ def test_a_link_to_nothing_is_an_output_that_exists(dataset: SegmentDataset, tmp
         train(fresh(), dataset, tmp_path / "m.safetensors", steps=1)
 
 
-def test_a_full_disk_is_named_and_leaves_nothing(
-    dataset: SegmentDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(state: object, path: Path) -> None:
-        path.write_bytes(b"half a st")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(TrainingError, match=r"cannot write .*m\.state\.pt: No space left on device"):
-        train(fresh(), dataset, tmp_path / "m.safetensors", steps=1, batch_size=2)
-    assert [p.name for p in tmp_path.iterdir()] == ["speech"]
-
-
 def test_states_that_cannot_be_resumed(dataset: SegmentDataset, tmp_path: Path) -> None:
     output = tmp_path / "m.safetensors"
     train(fresh(), dataset, output, steps=1, batch_size=2)
@@ -233,3 +220,57 @@ def test_states_that_cannot_be_resumed(dataset: SegmentDataset, tmp_path: Path) 
     (tmp_path / "m.state.pt").write_bytes(b"not a state")
     with pytest.raises(TrainingError, match=r"cannot resume from .*m\.state\.pt"):
         train(fresh(), dataset, output, steps=2, resume=True)
+
+
+@pytest.mark.parametrize("damage", ["no average", "unknown progress", "misshapen weight"])
+def test_damaged_states_are_refused_in_one_line(dataset: SegmentDataset, tmp_path: Path, damage: str) -> None:
+    output = tmp_path / "m.safetensors"
+    train(fresh(), dataset, output, steps=1, batch_size=2)
+    state = torch.load(tmp_path / "m.state.pt", weights_only=True)
+    if damage == "no average":
+        del state["average"]
+    elif damage == "unknown progress":
+        state["progress"]["colour"] = 3
+    else:
+        state["model"]["upsample.bias"] = torch.zeros(3)
+    torch.save(state, tmp_path / "m.state.pt")
+    with pytest.raises(TrainingError, match=r"^cannot resume from .*: it is damaged or no state of .* \(\w+\)$"):
+        train(fresh(), dataset, output, steps=2, resume=True)
+
+
+def test_other_settings_on_resume_are_said(
+    dataset: SegmentDataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = tmp_path / "m.safetensors"
+    train(fresh(), dataset, output, steps=1, batch_size=2, lr=1e-3)
+    with caplog.at_level("WARNING", logger="fastflow"):
+        train(fresh(), dataset, output, steps=2, batch_size=2, lr=1e-3, resume=True)
+        assert not caplog.records
+        train(fresh(), dataset, output, steps=3, batch_size=3, lr=2e-3, resume=True)
+    (record,) = caplog.records
+    assert record.getMessage().endswith("had other settings: batch_size 2 is now 3, lr 0.001 is now 0.002")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "No space left on device"),
+        (
+            RuntimeError("[enforce fail at inline_container.cc:672] . file write failed\nframes"),
+            r"\[enforce fail[^\n]*$",
+        ),
+    ],
+    ids=["OSError", "RuntimeError"],
+)
+def test_a_full_disk_is_named_and_leaves_the_weights(
+    dataset: SegmentDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
+    def full(_state: object, path: Path) -> None:
+        path.write_bytes(b"half a st")
+        raise error
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(TrainingError, match=rf"^cannot write .*m\.state\.pt: {reason}"):
+        train(fresh(), dataset, tmp_path / "m.safetensors", steps=1, batch_size=2)
+    assert [path.name for path in tmp_path.glob("*m.*")] == ["m.safetensors"]
+    fastflow.load(tmp_path / "m.safetensors")
