@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import logging
 import sys
 import time
 from pathlib import Path
@@ -28,6 +29,7 @@ from fastflow.audio import (
     write_audio,
 )
 from fastflow.checkpoints import CheckpointError
+from fastflow.cli.options import describe
 
 CLIP = Path(fastflow.__file__).parent / "assets" / "demo.flac"
 SIGMA = 0.6
@@ -57,6 +59,8 @@ def main() -> None:
         run(arguments.clip, arguments.model, arguments.out)
     except (AudioError, CheckpointError) as error:
         sys.exit(f"demo: {error}")
+    except (ValueError, RuntimeError) as error:
+        sys.exit(f"demo: {describe(arguments.model, error)}")
     except OSError as error:
         sys.exit(f"demo: {error.filename or arguments.out}: {error.strerror or error}")
 
@@ -65,7 +69,6 @@ def run(clip: Path, name: str, directory: Path) -> None:
     source = read_audio(clip)
     model = fastflow.load(name)
     mel = MelSpectrogram()(source)
-    directory.mkdir(parents=True, exist_ok=True)
 
     model.infer(mel[:, :, :16], sigma=SIGMA)  # so that one-time costs are not timed
     start = time.perf_counter()
@@ -74,7 +77,8 @@ def run(clip: Path, name: str, directory: Path) -> None:
     baseline = griffin_lim(mel[0])
 
     rate = model.sampling_rate
-    figures = {"model": evaluate(source, output, rate), "Griffin-Lim": evaluate(source, baseline, rate)}
+    figures = evaluate_all(source, {"model": output, "Griffin-Lim": baseline}, rate)
+    directory.mkdir(parents=True, exist_ok=True)
     paths = [directory / file for file in ("output.wav", "griffin_lim.wav", "comparison.png")]
     write_audio(paths[0], output, rate, overwrite=True)
     write_audio(paths[1], baseline, rate, overwrite=True)
@@ -87,6 +91,20 @@ def run(clip: Path, name: str, directory: Path) -> None:
     print(f"\n{table(figures)}\n")
     for path in paths:
         print(f"wrote    {path}")
+
+
+def evaluate_all(source: torch.Tensor, outputs: dict[str, torch.Tensor], rate: int) -> dict[str, dict[str, float]]:
+    """The figures of each output; why one is not defined (nan), as of silence, is logged with the output's name."""
+    log, handler = logging.getLogger("fastflow.audio"), logging.StreamHandler()
+    log.addHandler(handler)
+    try:
+        figures = {}
+        for column, output in outputs.items():
+            handler.setFormatter(logging.Formatter(f"{column}: %(message)s"))
+            figures[column] = evaluate(source, output, rate)
+        return figures
+    finally:
+        log.removeHandler(handler)
 
 
 def table(figures: dict[str, dict[str, float]]) -> str:

@@ -10,7 +10,7 @@ from fastflow.cli import options
 
 
 @click.command()
-@click.argument("source", metavar="IN")
+@click.argument("source", metavar="IN", type=options.TEXT)
 @click.argument("output", metavar="OUT.safetensors", type=click.Path(path_type=Path))
 @click.option("--dtype", type=click.Choice(options.DTYPES), help="Of the weights; default: as in the file.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
@@ -29,5 +29,5 @@ def convert(source: str, output: Path, dtype: str | None, overwrite: bool) -> No
     try:
         checkpoints.convert(source, output, dtype=None if dtype is None else getattr(torch, dtype), overwrite=overwrite)
     except (ValueError, OSError) as error:
-        raise click.ClickException(options.describe(source, error)) from error
-    click.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB")
+        raise options.Failure(options.describe(source, error)) from error
+    click.echo(f"{options.printable(str(output))}: {output.stat().st_size / 1e6:.1f} MB")

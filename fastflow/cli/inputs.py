@@ -6,6 +6,7 @@ import glob
 import itertools
 import os
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,20 @@ if TYPE_CHECKING:
 MEL_SUFFIXES = (".npy", ".npz", ".pt", ".pth")
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".caf", ".w64")
 OUTPUT_SUFFIXES = (".wav", ".flac")
+# OUT with one of these is meant to be a file; with any other suffix ("v1.2") it is a directory.
+FILE_SUFFIXES = (
+    *AUDIO_SUFFIXES,
+    *MEL_SUFFIXES,
+    ".m4a",
+    ".aac",
+    ".wma",
+    ".mp4",
+    ".png",
+    ".jpg",
+    ".txt",
+    ".json",
+    ".csv",
+)
 
 
 class InputError(ValueError):
@@ -60,7 +75,7 @@ def find_sources(arguments: Iterable[str], exclude: Path | None = None) -> tuple
     missing: list[tuple[str, str]] = []
     for argument in arguments:
         path = Path(argument)
-        if path.is_dir():
+        if os.path.isdir(path):  # unlike Path.is_dir, False for a name that is too long
             sources = _walk(path, exclude)
             reason = "no audio or mel files in this directory"
         elif os.path.lexists(path):
@@ -92,7 +107,7 @@ def _match(pattern: str, exclude: Path | None) -> list[Source]:
     for path in map(Path, sorted(glob.glob(pattern, recursive=True))):
         if _is_output(path, root, exclude):
             continue
-        if path.is_dir():
+        if os.path.isdir(path):
             sources += [] if "**" in parts else _walk(path, exclude)  # "**" lists the files below by itself
         elif _known(path):
             sources.append(Source(path))
@@ -100,7 +115,7 @@ def _match(pattern: str, exclude: Path | None) -> list[Source]:
 
 
 def _known(path: Path) -> bool:
-    return path.suffix.lower() in MEL_SUFFIXES + AUDIO_SUFFIXES and path.is_file()
+    return path.suffix.lower() in MEL_SUFFIXES + AUDIO_SUFFIXES and os.path.isfile(path)
 
 
 def _is_output(path: Path, root: Path, exclude: Path | None) -> bool:
@@ -128,12 +143,14 @@ def load_mel(path: Path) -> torch.Tensor:
         raise InputError("the file is empty")
     value: Any
     try:
-        if suffix == ".npy":
-            value = np.load(path, allow_pickle=False)
-        elif suffix == ".npz":
-            value = _from_npz(path)
-        else:
-            value = _from_pt(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's about the pickle protocol of old files
+            if suffix == ".npy":
+                value = np.load(path, allow_pickle=False)
+            elif suffix == ".npz":
+                value = _from_npz(path)
+            else:
+                value = _from_pt(path)
     except InputError:
         raise
     except Exception as error:  # a damaged file makes numpy's and torch's readers raise almost anything
@@ -183,6 +200,8 @@ def _from_pt(path: Path) -> torch.Tensor:
         value = value["mel"]
     if not isinstance(value, torch.Tensor):
         raise InputError(f"must hold a tensor or a dict with `mel`; got {type(value).__name__}")
+    if value.is_nested or value.is_quantized or value.is_meta or value.layout != torch.strided:
+        raise InputError("`mel` must be a plain dense tensor; got a sparse, nested, quantized or meta tensor")
     return value.detach()
 
 
@@ -195,8 +214,8 @@ def count(source: Source) -> int | None:
 
 
 def names_a_file(output: Path, n_items: int) -> bool:
-    """Whether OUT is the output file itself: one item in all, and OUT ends like an audio file."""
-    return n_items == 1 and output.suffix.lower() in AUDIO_SUFFIXES and not output.is_dir()
+    """Whether OUT is the output file itself: one item in all, and OUT ends like a file."""
+    return n_items == 1 and output.suffix.lower() in FILE_SUFFIXES and not os.path.isdir(output)
 
 
 def output_paths(source: Source, n_items: int | None, directory: Path) -> list[Item]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,19 +26,23 @@ ARCHITECTURE: dict[str, Any] = {
 
 
 @click.command()
-@click.argument("data", metavar="DATA...", nargs=-1, required=True)
+@click.argument("data", metavar="DATA...", nargs=-1, required=True, type=options.TEXT)
 @click.option("-o", "--output", metavar="OUT.safetensors", required=True, type=click.Path(path_type=Path))
 @click.option("--steps", type=click.IntRange(min=1), help="Stop after this many steps.")
 @click.option("--minutes", type=float, help="Stop after this much training time.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Segments per step.")
 @click.option("--segment", type=click.IntRange(min=1), default=8192, show_default=True, help="Samples per segment.")
 @click.option("--lr", type=float, default=1e-3, show_default=True, help="Peak learning rate of Adam.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of weights and segments.")
-@click.option("--config", metavar="JSON", help="Arguments of WaveGlow as JSON, or a file that holds them.")
-@click.option("--n-flows", type=int, help="Number of flows.")
-@click.option("--n-group", type=int, help="Samples that one flow position holds.")
-@click.option("--layers", type=int, help="Layers of each WN.")
-@click.option("--channels", type=int, help="Channels of each WN.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of weights and segments."
+)
+@click.option(
+    "--config", type=options.TEXT, metavar="JSON", help="Arguments of WaveGlow as JSON, or a file that holds them."
+)
+@click.option("--n-flows", type=click.IntRange(min=1), help="Number of flows.")
+@click.option("--n-group", type=click.IntRange(min=2), help="Samples that one flow position holds.")
+@click.option("--layers", type=click.IntRange(min=1), help="Layers of each WN.")
+@click.option("--channels", type=click.IntRange(min=1), help="Channels of each WN.")
 @click.option("--bf16/--no-bf16", default=False, show_default=True, help="Matrix products in bfloat16.")
 @options.device
 @click.option("--resume", is_flag=True, help="Go on from OUT's .state.pt.")
@@ -66,8 +72,8 @@ def train(
     OUT.state.pt (for --resume), each replaced every five minutes. Ctrl-C saves and stops.
     """
     options.require((steps is None) != (minutes is None), "give --steps or --minutes, one of them")
-    options.require(minutes is None or minutes > 0, f"`--minutes` must be > 0; got {minutes}")
-    options.require(lr > 0, f"`--lr` must be > 0; got {lr:g}")
+    options.require(minutes is None or 0 < minutes < math.inf, f"`--minutes` must be > 0; got {minutes}")
+    options.require(0 < lr < math.inf, f"`--lr` must be > 0; got {lr:g}")
     remedy = "--resume goes on from it, --overwrite replaces it"
     options.check_output_file("OUT", output, ".safetensors", resume or overwrite, remedy)
     options.check_device(device)
@@ -79,11 +85,17 @@ def train(
     from fastflow.train import DataError, SegmentDataset, TrainingError
     from fastflow.train import train as run
 
+    known = list(inspect.signature(WaveGlow).parameters)
+    unknown = sorted(architecture.keys() - set(known))
+    options.require(not unknown, f"--config: unknown {', '.join(unknown)}; the keys are {', '.join(known)}")
+    bands = ARCHITECTURE["n_mel_channels"]
+    got = architecture["n_mel_channels"]
+    options.require(got == bands, f"`n_mel_channels` must be {bands}: the front end makes {bands} mel bands; got {got}")
     torch.manual_seed(seed)
     try:
         model = WaveGlow(**architecture)
-    except (TypeError, ValueError) as error:
-        raise options.UsageError(f"--config: {error}") from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise options.UsageError(options.describe("cannot build this model", error)) from error
     try:
         dataset = SegmentDataset(
             data, segment=segment, seed=seed, sampling_rate=model.sampling_rate, hop_length=model.hop_length
@@ -91,7 +103,7 @@ def train(
     except DataError as error:
         raise options.UsageError(str(error)) from error
     for _, reason in dataset.skipped:
-        click.echo(f"skipped: {reason}", err=True)
+        options.warn(f"skipped: {reason}")
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     minutes_of_audio = f"{dataset.seconds / 60:.1f} minutes in {len(dataset.files)} files"
     click.echo(f"{millions:.2f} million parameters, {minutes_of_audio}", err=True)
@@ -109,12 +121,13 @@ def train(
             overwrite=overwrite,
         )
     except TrainingError as error:
-        raise click.ClickException(str(error)) from error
+        raise options.Failure(str(error)) from error
     except KeyboardInterrupt:
-        click.echo(f"stopped; --resume goes on from {output}", err=True)
+        options.warn(f"stopped; --resume goes on from {output}")
         sys.exit(130)
     progress = facts["progress"]
-    click.echo(f"{output}: {progress['step']} steps, {progress['seconds']:.0f} s, loss {progress['loss']:.4f}")
+    name = options.printable(str(output))
+    click.echo(f"{name}: {progress['step']} steps, {progress['seconds']:.0f} s, loss {progress['loss']:.4f}")
 
 
 def _architecture(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 import time
@@ -22,10 +23,21 @@ SUBTYPES = ("PCM_16", "PCM_24", "FLOAT")
 
 
 @click.command()
-@click.argument("arguments", metavar="IN...", nargs=-1, required=True)
-@click.option("-o", "--output", metavar="OUT", required=True, help="Audio file for one input, or a directory.")
+@click.argument("arguments", metavar="IN...", nargs=-1, required=True, type=options.TEXT)
 @click.option(
-    "--model", default="waveglow-small", show_default=True, help="Checkpoint file, or a bundled model's name."
+    "-o",
+    "--output",
+    type=options.TEXT,
+    metavar="OUT",
+    required=True,
+    help="Audio file for one input, or a directory.",
+)
+@click.option(
+    "--model",
+    type=options.TEXT,
+    default="waveglow-small",
+    show_default=True,
+    help="Checkpoint file, or a bundled model's name.",
 )
 @click.option("--sigma", type=float, default=0.6, show_default=True, help="Standard deviation of the noise, >= 0.")
 @click.option("--denoise", type=float, default=0.0, metavar="STRENGTH", help="Remove the model's bias; 0.01 to 0.1.")
@@ -61,19 +73,26 @@ def vocode(
     the longest item: each is synthesised in one piece.
 
     Exit status: 0 all written, 1 some inputs failed (the others are written), 2 wrong usage (nothing is
-    written).
+    written), 130 interrupted (what was finished is written).
     """
     options.require(0 <= sigma < float("inf"), f"`--sigma` must be >= 0; got {sigma:g}")
     options.require(0 <= denoise < float("inf"), f"`--denoise` must be >= 0; got {denoise:g}")
+    options.require(
+        not plot or importlib.util.find_spec("matplotlib") is not None,
+        "`--plot` needs matplotlib: pip install 'fastflow[plot]'",
+    )
+    options.check_name(Path(output))
     options.check_device(device)
     options.check_backend(backend)
 
     plan = _plan(arguments, Path(output), subtype, plot, overwrite)
-    if plan.items:
-        synthesis = _Synthesis(model, sigma, denoise, seed, device, dtype, backend)
-        _run(plan, synthesis, subtype, plot, overwrite)
-    for reason in plan.failures:
-        click.echo(f"failed: {reason}", err=True)
+    try:
+        if plan.items:
+            synthesis = _Synthesis(model, sigma, denoise, seed, device, dtype, backend)
+            _run(plan, synthesis, subtype, plot, overwrite)
+    finally:
+        for reason in plan.failures:
+            options.warn(f"failed: {reason}")
     if plan.failures:
         sys.exit(1)
 
@@ -98,6 +117,8 @@ def _plan(arguments: tuple[str, ...], output: Path, subtype: str, plot: bool, ov
         except inputs.InputError as error:
             failures.append(f"{source.path}: {error}")
 
+    if not counted:
+        return _Plan([], failures)
     n_items = sum(1 if n is None else n for _, n in counted)
     if len(sources) == 1 and inputs.names_a_file(output, n_items):
         options.require(
@@ -107,10 +128,13 @@ def _plan(arguments: tuple[str, ...], output: Path, subtype: str, plot: bool, ov
         items = [inputs.Item(counted[0][0], None, output)]
     else:
         options.require(
-            output.is_dir() or output.suffix.lower() not in inputs.AUDIO_SUFFIXES or not counted,
-            f"`-o {output}` names one file, but there are {n_items} items from {len(sources)} inputs: name a directory",
+            os.path.isdir(output) or output.suffix.lower() not in inputs.FILE_SUFFIXES,
+            f"`-o {output}` names one file, but there are {_number(n_items, 'item')} "
+            f"from {_number(len(sources), 'input')}: name a directory",
         )
-        options.require(output.is_dir() or not os.path.lexists(output), f"`-o {output}` is a file, not a directory")
+        options.require(
+            os.path.isdir(output) or not os.path.lexists(output), f"`-o {output}` is a file, not a directory"
+        )
         items = [item for source, n in counted for item in inputs.output_paths(source, n, output)]
 
     clashes = inputs.collisions(items)
@@ -132,10 +156,14 @@ def _plan(arguments: tuple[str, ...], output: Path, subtype: str, plot: bool, ov
     return _Plan(ready, failures)
 
 
+def _number(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
 def _refusal(item: inputs.Item, read_from: set[Path], plot: bool, overwrite: bool) -> str | None:
     """Why this item's outputs may not be written, or None."""
     for path in [item.output] + ([item.output.with_suffix(".png")] if plot else []):
-        if path.is_dir():
+        if os.path.isdir(path):
             return f"the output {path} is a directory"
         if path.resolve() in read_from:
             return f"the output {path} is an input of this call"
@@ -174,6 +202,7 @@ class _Synthesis:
         self.device, self.dtype = torch.device(device), getattr(torch, dtype)
         self.to_mel = MelSpectrogram(self.sampling_rate, hop_length=self.model.hop_length, n_mels=self.n_mels)
         self.denoiser: Denoiser | None = None
+        self.mel_file: tuple[Path, Tensor] | None = None  # the last one: the items of a batch follow each other
         try:
             with fastflow.use_backend(backend):
                 # What would fail for every file fails here; and what is slow only once is not timed below.
@@ -207,15 +236,25 @@ class _Synthesis:
         return _Result(audio if source is None else audio[: len(source)], mel[0].float(), source, took)
 
     def _mel(self, item: inputs.Item) -> Tensor:
-        mel = inputs.load_mel(item.source.path)
+        import torch
+
+        from fastflow.ops.checks import check_finite
+
+        path = item.source.path
+        if self.mel_file is None or self.mel_file[0] != path:
+            self.mel_file = path, inputs.load_mel(path)
+        mel = self.mel_file[1]
         if mel.shape[-2] != self.n_mels:
             hint = " (transposed?)" if mel.shape[-1] == self.n_mels else ""
             expected = f"[{self.n_mels}, T] or [B, {self.n_mels}, T]"
             raise inputs.InputError(f"`mel` must be {expected}; got {list(mel.shape)}{hint}")
-        if mel.ndim == 2:
-            return mel[None]
-        index = item.index or 0
-        return mel[index : index + 1]
+        if mel.ndim == 3:
+            mel = mel[item.index or 0]
+        check_finite("mel", mel)
+        if not torch.isfinite(mel.to(self.dtype)).all():
+            name = str(self.dtype).removeprefix("torch.")
+            raise inputs.InputError(f"`mel` must fit into {name}; got values up to {float(mel.abs().max()):.3g}")
+        return mel[None]
 
 
 def _run(plan: _Plan, synthesis: _Synthesis, subtype: str, plot: bool, overwrite: bool) -> None:
@@ -224,30 +263,37 @@ def _run(plan: _Plan, synthesis: _Synthesis, subtype: str, plot: bool, overwrite
 
     seconds = spent = 0.0
     written = 0
-    for item in progress(plan.items, synthesis.model):
-        try:
-            result = synthesis(item)
-            item.output.parent.mkdir(parents=True, exist_ok=True)
-            clipped = write_audio(
-                item.output, result.audio, synthesis.sampling_rate, subtype=subtype, overwrite=overwrite
-            )
-        except (ValueError, OSError, RuntimeError, MemoryError) as error:
-            plan.failures.append(options.describe(item.name, error))
-            continue
-        seconds += len(result.audio) / synthesis.sampling_rate
-        spent += result.took
-        written += 1
-        if clipped:
-            click.echo(f"warning: {item.output}: {clipped:.2%} of the samples were clipped", err=True)
-        if plot:
+    try:
+        for item in progress(plan.items, synthesis.model):
             try:
-                _plot(item.output.with_suffix(".png"), result, synthesis.sampling_rate, overwrite)
+                result = synthesis(item)
+                item.output.parent.mkdir(parents=True, exist_ok=True)
+                clipped = write_audio(
+                    item.output, result.audio, synthesis.sampling_rate, subtype=subtype, overwrite=overwrite
+                )
             except (ValueError, OSError, RuntimeError, MemoryError) as error:
-                plan.failures.append(options.describe(f"picture of {item.output}", error))
-    if written:
-        speed = f", real-time factor {spent / seconds:.3f} ({seconds / spent:.1f} times real time)" if seconds else ""
-        what = str(plan.items[0].output) if len(plan.items) == 1 else f"{written} files"
-        click.echo(f"{what}: {seconds:.2f} s of audio in {spent:.2f} s{speed}")
+                plan.failures.append(options.describe(item.name, error))
+                continue
+            samples = len(result.audio)
+            seconds += samples / synthesis.sampling_rate
+            spent += result.took
+            written += 1
+            if clipped:
+                options.warn(f"warning: {item.output}: {round(clipped * samples)} of {samples} samples were clipped")
+            if plot and samples <= synthesis.to_mel.n_fft // 2:
+                options.warn(f"note: no picture of {item.output}: {samples} samples are too short to draw")
+            elif plot:
+                try:
+                    _plot(item.output.with_suffix(".png"), result, synthesis.sampling_rate, overwrite)
+                except (ValueError, OSError, RuntimeError, MemoryError) as error:
+                    plan.failures.append(options.describe(f"picture of {item.output}", error))
+    finally:  # Ctrl-C too: what is written is said
+        if written:
+            speed = (
+                f", real-time factor {spent / seconds:.3f} ({seconds / spent:.1f} times real time)" if seconds else ""
+            )
+            what = options.printable(str(plan.items[0].output)) if len(plan.items) == 1 else _number(written, "file")
+            click.echo(f"{what}: {seconds:.2f} s of audio in {spent:.2f} s{speed}")
 
 
 def _plot(path: Path, result: _Result, sampling_rate: int, overwrite: bool) -> None:

@@ -30,15 +30,15 @@ def find_audio(sources: Iterable[str | os.PathLike[str]]) -> list[Path]:
     found: list[Path] = []
     for source in sources:
         path = Path(source)
-        if path.is_file():
+        if os.path.isfile(path):  # unlike Path.is_file, False for a name that is too long
             matches = [path]
-        elif path.is_dir():
-            matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and p.is_file())
+        elif os.path.isdir(path):
+            matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and os.path.isfile(p))
         else:
             names = glob.glob(os.fspath(source), recursive=True)
-            matches = sorted(Path(name) for name in names if Path(name).is_file())
+            matches = sorted(Path(name) for name in names if os.path.isfile(name))
         if not matches:
-            reason = "no .wav or .flac file in it" if path.is_dir() else "no such file, directory or match"
+            reason = "no .wav or .flac file in it" if os.path.isdir(path) else "no such file, directory or match"
             raise DataError(f"{source}: {reason}")
         found += matches
     if not found:

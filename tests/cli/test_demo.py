@@ -10,8 +10,11 @@ from types import ModuleType
 
 import pytest
 import soundfile
+import torch
 
 import fastflow
+from fastflow.checkpoints import save
+from fastflow.models import WaveGlow
 
 MakeWav = Callable[..., Path]
 SCRIPT = Path(fastflow.__file__).parents[1] / "scripts" / "demo.py"
@@ -64,6 +67,26 @@ def test_a_bad_clip_is_named_with_its_reason(
     with pytest.raises(SystemExit, match=rf"^demo: cannot read {clip}: "):
         demo.main()
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_of_other_mels_is_one_line(
+    demo: ModuleType, make_wav: MakeWav, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wn = {"n_layers": 1, "n_channels": 4, "kernel_size": 3}
+    save(WaveGlow(40, 2, 8, 4, 2, wn), tmp_path / "model.safetensors")
+    arguments = ["--in", str(make_wav(tmp_path / "a.wav")), "--model", str(tmp_path / "model.safetensors")]
+    monkeypatch.setattr(sys, "argv", ["demo.py", *arguments, "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match=r"^demo: .*model.safetensors: `mel` must be \[B, 40, T\]; got .*$"):
+        demo.main()
+    assert not (tmp_path / "out").exists()
+
+
+def test_figures_that_are_not_defined_name_their_column(demo: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    noise, silence = torch.randn(22050, generator=torch.Generator().manual_seed(0)), torch.zeros(22050)
+    demo.evaluate_all(noise, {"good": noise, "mute": silence}, 22050)
+    lines = capsys.readouterr().err.splitlines()
+    assert "mute: PESQ is not defined here: a signal is silent" in lines
+    assert not any(line.startswith("good: PESQ") for line in lines)
 
 
 def test_the_clip_that_ships(demo: ModuleType) -> None:

@@ -147,6 +147,22 @@ def test_wrong_npz_and_pt_are_named(tmp_path: Path, mel: np.ndarray) -> None:
         load_mel(tmp_path / "int.pt")
 
 
+@pytest.mark.parametrize(
+    "make",
+    [torch.Tensor.to_sparse, lambda x: x.to("meta"), lambda x: torch.nested.nested_tensor([x, x], layout=torch.jagged)],
+)
+def test_tensors_without_plain_memory_are_refused(tmp_path: Path, make: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    torch.save(make(torch.zeros(80, 5)), tmp_path / "a.pt")
+    with pytest.raises(InputError, match="`mel` must be a plain dense tensor"):
+        load_mel(tmp_path / "a.pt")
+
+
+@pytest.mark.filterwarnings("error")
+def test_old_files_are_read_without_a_warning(tmp_path: Path, mel: np.ndarray) -> None:
+    torch.save(torch.from_numpy(mel), tmp_path / "a.pt", _use_new_zipfile_serialization=False, pickle_protocol=3)
+    assert torch.equal(load_mel(tmp_path / "a.pt"), torch.from_numpy(mel))
+
+
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".pt"])
 @pytest.mark.parametrize(
     "content", [b"", b"hello, this is not an array", b"PK\x03\x04 truncated", b"\x80\x02truncated"]

@@ -10,6 +10,7 @@ import pytest
 from click.testing import Result
 
 import fastflow
+from fastflow.cli import info as info_command
 from fastflow.cli.main import COMMANDS
 
 Run = Callable[..., Result]
@@ -44,6 +45,16 @@ def test_commands_are_imported_without_the_heavy_modules() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_ctrl_c_is_130_in_every_command(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(info_command, "collect", interrupted)
+    result = run("info")
+    assert result.exit_code == 130
+    assert result.stderr == "interrupted\n"
 
 
 def test_an_unknown_command_is_named(run: Run) -> None:

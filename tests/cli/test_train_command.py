@@ -67,9 +67,17 @@ def test_config_from_json_text_and_file(run: Run, data: Path, tmp_path: Path) ->
         (["--steps", 1, "--minutes", 1], "give --steps or --minutes, one of them"),
         (["--minutes", "-1"], "`--minutes` must be > 0; got -1"),
         (["--steps", 1, "--lr", "0"], "`--lr` must be > 0; got 0"),
+        (["--minutes", "inf"], "`--minutes` must be > 0; got inf"),
+        (["--minutes", "nan"], "`--minutes` must be > 0; got nan"),
+        (["--steps", 1, "--lr", "inf"], "`--lr` must be > 0; got inf"),
+        (["--steps", 1, "--lr", "nan"], "`--lr` must be > 0; got nan"),
+        (["--steps", 1, "--seed", 2**63], "Invalid value for '--seed'"),
+        (["--steps", 1, "--n-flows", 0], "Invalid value for '--n-flows'"),
+        (["--steps", 1, "--n-group", 7], "cannot build this model: `n_group` must be even"),
+        (["--steps", 1, "--config", '{"n_mel_channels": 40}'], "the front end makes 80 mel bands; got 40"),
         (["--steps", 1, "--config", "{"], "--config is not valid JSON"),
         (["--steps", 1, "--config", "no-such-file.json"], "no-such-file.json"),
-        (["--steps", 1, "--config", '{"n_flowers": 3}'], "n_flowers"),
+        (["--steps", 1, "--config", '{"n_flowers": 3}'], "unknown n_flowers; the keys are n_mel_channels, n_flows, "),
         (["--steps", 1, "--config", '{"WN_config": 3}'], "`WN_config` must be an object"),
         (["--steps", 1, "--segment", 1000], "segment"),
         (["--steps", 1, "--device", "nonsense"], "`--device nonsense` cannot be used"),
@@ -86,6 +94,14 @@ def test_no_data(run: Run, tmp_path: Path) -> None:
     result = run("train", tmp_path / "nothing", "-o", tmp_path / "out.safetensors", "--steps", 1)
     assert result.exit_code == 2
     assert "nothing" in result.stderr
+
+
+def test_names_that_are_too_long(run: Run, data: Path, tmp_path: Path) -> None:
+    long = tmp_path / f"{'x' * 300}.safetensors"
+    for source, output in ((long, tmp_path / "out.safetensors"), (data, long), (data, long / "out.safetensors")):
+        result = run("train", source, "-o", output, "--steps", 1, *TINY)
+        assert result.exit_code == 2
+        assert str(long) in result.stderr
 
 
 def test_bad_files_are_skipped_and_named(run: Run, data: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from click.testing import Result
 
 import fastflow
 from fastflow.checkpoints import save
-from fastflow.cli import progress
+from fastflow.cli import inputs, progress
 from fastflow.cli import vocode as command
+from fastflow.cli.inputs import Item
+from fastflow.models import WaveGlow
 from fastflow.ops import registry
 
 Run = Callable[..., Result]
@@ -147,13 +150,80 @@ def test_plot_writes_a_picture_beside_each_output(
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_picture_that_cannot_be_drawn_is_listed(vocode: Run, tmp_path: Path) -> None:
-    np.save(tmp_path / "a.npy", np.zeros((80, 1), np.float32))
+@pytest.mark.parametrize("frames", [0, 1, 2])
+def test_audio_too_short_for_a_picture_is_written_without(vocode: Run, tmp_path: Path, frames: int) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((80, frames), np.float32))
     result = vocode(tmp_path / "a.npy", "-o", tmp_path / "a.wav", "--plot")
-    assert result.exit_code == 1
-    assert f"failed: picture of {tmp_path}/a.wav: " in result.stderr
-    assert soundfile.info(tmp_path / "a.wav").frames == 256
+    assert result.exit_code == 0, result.output
+    note = f"note: no picture of {tmp_path}/a.wav: {frames * 256} samples are too short to draw\n"
+    assert result.stderr == note
+    assert soundfile.info(tmp_path / "a.wav").frames == frames * 256
     assert not (tmp_path / "a.png").exists()
+
+
+def test_a_picture_that_cannot_be_drawn_is_listed(
+    vocode: Run, make_wav: MakeWav, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no room\nand much more")
+
+    monkeypatch.setattr(command, "_plot", fail)
+    result = vocode(make_wav(tmp_path / "a.wav"), "-o", tmp_path / "out.wav", "--plot")
+    assert result.exit_code == 1
+    assert result.stderr == f"failed: picture of {tmp_path}/out.wav: no room\n"
+    assert soundfile.info(tmp_path / "out.wav").frames == 4000
+
+
+def test_plot_without_matplotlib_is_refused_before_any_work(
+    vocode: Run, make_wav: MakeWav, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    source = make_wav(tmp_path / "a.wav")
+    check_usage(vocode(source, "-o", tmp_path / "out.wav", "--plot"), "`--plot` needs matplotlib: pip install")
+    assert files(tmp_path) == ["a.wav"]
+
+
+def test_ctrl_c_says_what_was_written(
+    vocode: Run, make_wav: MakeWav, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synthesise = command._Synthesis.__call__
+
+    def interrupted(self: object, item: Item) -> object:
+        if item.source.path.name == "b.wav":
+            raise KeyboardInterrupt
+        return synthesise(self, item)
+
+    monkeypatch.setattr(command._Synthesis, "__call__", interrupted)
+    paths = [make_wav(tmp_path / name) for name in ("a.wav", "b.wav")]
+    result = vocode(tmp_path / "missing.wav", *paths, "-o", tmp_path / "out")
+    assert result.exit_code == 130
+    assert result.stdout.startswith("1 file: 0.18 s of audio in ")
+    assert result.stderr.splitlines() == [f"failed: {tmp_path}/missing.wav: no such file or directory", "interrupted"]
+    assert files(tmp_path / "out") == ["a.wav"]
+
+
+def test_a_batch_is_read_once_for_planning_and_once_for_its_items(
+    vocode: Run, mel: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "a.npy", np.stack([mel] * 4))
+    read, load = [], inputs.load_mel
+    monkeypatch.setattr(inputs, "load_mel", lambda path: read.append(path) or load(path))
+    assert vocode(tmp_path / "a.npy", "-o", tmp_path / "out").exit_code == 0
+    assert len(read) == 2
+
+
+def test_clipped_samples_are_counted(
+    vocode: Run, make_wav: MakeWav, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loud(self: WaveGlow, mel: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        audio = torch.zeros(1, mel.shape[2] * 256)
+        audio[0, 100] = 2.0
+        return audio
+
+    monkeypatch.setattr(WaveGlow, "infer", loud)
+    result = vocode(make_wav(tmp_path / "a.wav"), "-o", tmp_path / "out.wav")
+    assert result.exit_code == 0, result.output
+    assert result.stderr == f"warning: {tmp_path}/out.wav: 1 of 4000 samples were clipped\n"
 
 
 def test_a_bar_in_a_terminal_only(
@@ -207,15 +277,54 @@ def test_good_files_are_written_and_bad_ones_listed(
         assert line.count(name) == 1
     (line,) = (line for line in failed if "nan.npy" in line)
     assert "finite" in line
-    assert "3, 5" in line
+    assert "first at [3, 5]" in line
 
 
-def test_all_bad_is_still_not_a_usage_error(vocode: Run, tmp_path: Path) -> None:
+def test_numbers_beyond_the_dtype_are_named(vocode: Run, mel: np.ndarray, tmp_path: Path) -> None:
+    wide = mel.astype(np.float64)
+    wide[0, 0] = -1e300
+    np.save(tmp_path / "a.npy", wide)
+    result = vocode(tmp_path / "a.npy", "-o", tmp_path / "a.wav")
+    assert result.exit_code == 1
+    assert "`mel` must fit into float32; got values up to 1e+300" in result.stderr
+
+
+def test_names_that_are_too_long_do_not_stop_the_others(vocode: Run, make_wav: MakeWav, tmp_path: Path) -> None:
+    long = tmp_path / f"{'x' * 300}.wav"
+    result = vocode(long, make_wav(tmp_path / "a.wav"), "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert result.stderr == f"failed: {long}: no such file or directory\n"
+    assert files(tmp_path / "out") == ["a.wav"]
+    for output in (long, tmp_path / ("x" * 300)):
+        check_usage(vocode(tmp_path / "a.wav", "-o", output), f"{output}: File name too long")
+    check_usage(vocode(tmp_path / "a.wav", "-o", tmp_path / "b.wav", "--model", long), "no file")
+
+
+def test_names_cannot_speak_to_the_terminal(vocode: Run, make_wav: MakeWav, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a\x1b[31m\nb.wav").write_text("not audio")
+    result = vocode(tmp_path / "in", "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert len(result.stderr.splitlines()) == 1
+    assert "in/a\\x1b[31m\\nb.wav: it cannot be decoded" in result.stderr
+    result = vocode(make_wav(tmp_path / "in" / "b.wav"), "-o", tmp_path / "x\n\x1b.wav")
+    assert result.exit_code == 0, result.output
+    assert f"{tmp_path}/x\\n\\x1b.wav: 0.18 s" in result.stdout
+
+
+def test_all_bad_is_still_not_a_usage_error(vocode: Run, make_wav: MakeWav, tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_text("no")
     result = vocode(tmp_path / "a.wav", "-o", tmp_path / "out.wav")
     assert result.exit_code == 1
     assert "a.wav" in result.stderr
     assert files(tmp_path) == ["a.wav"]
+    make_wav(tmp_path / "existing.wav")
+    result = vocode(tmp_path / "a.wav", "-o", tmp_path / "existing.wav", "--overwrite")
+    assert result.exit_code == 1
+    (tmp_path / "bad.npy").write_text("no")
+    result = vocode(tmp_path / "bad.npy", "-o", tmp_path / "existing.wav", "--overwrite")
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"failed: {tmp_path}/bad.npy: not a readable .npy file")
 
 
 def test_a_bad_item_of_a_batch_does_not_stop_the_others(vocode: Run, mel: np.ndarray, tmp_path: Path) -> None:
@@ -328,6 +437,10 @@ def test_no_inputs(vocode: Run, tmp_path: Path) -> None:
         (["--backend", "magic"], "'magic' is not one of 'auto', 'reference', 'cpu', 'triton', 'cuda'"),
         (["--backend", "triton"], "backend 'triton' cannot run: "),
         (["--dtype", "int8"], "'int8' is not one of 'float32', 'float16', 'bfloat16'"),
+        (["--device", ""], "must not be empty"),
+        (["--model", ""], "Invalid value for '--model': must not be empty"),
+        (["-o", ""], "Invalid value for '-o' / '--output': must not be empty"),
+        ([""], "Invalid value for 'IN...': must not be empty"),
         (["--device", "nonsense"], "`--device nonsense` cannot be used: "),
         (["--device", "cuda:99"], "`--device cuda:99` cannot be used: "),
         (["--model", "no/such/model.safetensors"], "no/such/model.safetensors"),
@@ -378,7 +491,7 @@ def test_several_items_need_a_directory(vocode: Run, make_wav: MakeWav, mel: np.
         "names one file, but there are 2 items from 2 inputs",
     )
     np.save(tmp_path / "m.npy", np.stack([mel, mel]))
-    check_usage(vocode(tmp_path / "m.npy", "-o", tmp_path / "out.wav"), "there are 2 items from 1 input")
+    check_usage(vocode(tmp_path / "m.npy", "-o", tmp_path / "out.wav"), "there are 2 items from 1 input: name")
     (tmp_path / "file").touch()
     check_usage(vocode(first, second, "-o", tmp_path / "file"), "file` is a file, not a directory")
 
@@ -387,6 +500,7 @@ def test_outputs_that_cannot_be_written(vocode: Run, make_wav: MakeWav, tmp_path
     source = make_wav(tmp_path / "a.wav")
     (tmp_path / "file").touch()
     check_usage(vocode(source, "-o", tmp_path / "out.mp3"), "only .wav and .flac can be written")
+    check_usage(vocode(source, "-o", tmp_path / "out.PNG"), "only .wav and .flac can be written")
     check_usage(vocode(source, "-o", tmp_path / "file" / "out.wav"), f"{tmp_path}/file is not a directory")
     check_usage(
         vocode(source, "-o", tmp_path / "x.flac", "--subtype", "FLOAT"),
