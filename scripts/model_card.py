@@ -226,6 +226,7 @@ def card(
         "## Quality",
         "",
         f"Clips are resynthesised from their own mel spectrograms (sigma {SIGMA}, seed {SEED}, no denoiser). "
+        "A figure that a clip leaves undefined (F0 error where no frame is voiced in both signals) is not in its mean. "
         f"Griffin-Lim: librosa, 60 iterations. {described}",
     ]
     for name, result in results.items():
