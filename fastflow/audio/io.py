@@ -154,7 +154,10 @@ def _missing_wav_bytes(data: bytes) -> int:
 
 def _is_ogg_without_end(data: bytes) -> bool:
     """Whether an ogg stream's last page lacks the end-of-stream flag; libsndfile reads what there is."""
-    return data[:4] == b"OggS" and not data[data.rindex(b"OggS") + 5 :][:1] >= b"\x04"
+    if data[:4] != b"OggS":
+        return False
+    flags = data.rindex(b"OggS") + 5  # after the capture pattern and the version
+    return flags >= len(data) or not data[flags] & 4
 
 
 def _encode(signal: Tensor, sampling_rate: int, format: str, subtype: str, path: Path) -> tuple[bytes, float]:

@@ -213,7 +213,8 @@ def _register_native() -> None:
                 implement(backend, op, getattr(getattr(torch.ops, f"fastflow_{backend}"), op))
     try:
         if "gate" in _implementations["cpu"]:  # where a library has something to refuse, it says so on its first call
-            _implementations["cpu"]["gate"](torch.zeros(1, 2, 1))
+            probe = torch.zeros(1, 2, 1, dtype=torch.float32, device="cpu")  # whatever the program's defaults are
+            _implementations["cpu"]["gate"](probe)
     except (RuntimeError, ValueError) as error:  # which of them depends on PyTorch's version
         _refused["cpu"] = str(error).splitlines()[0]
 

@@ -403,6 +403,11 @@ def test_bad_input_to_infer_is_named(arguments: dict[str, object], error: type[E
         small().infer(**({"mel": torch.zeros(1, 4, 5)} | arguments))  # type: ignore[arg-type]
 
 
+def test_generator_of_another_device_is_named() -> None:
+    with pytest.raises(ValueError, match="`generator` must be on the device of `mel`, meta; got cpu"):
+        small()._noise(torch.zeros(1, 4, 5, device="meta"), 160, None, torch.Generator())
+
+
 def test_bad_input_to_forward_is_named() -> None:
     model, mel = small(), torch.zeros(1, 4, 5)
     with pytest.raises(ValueError, match=r"`audio` must be \[B, T\], here \[1, \*\]; got \[2, 64\]"):

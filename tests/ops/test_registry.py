@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -64,3 +67,13 @@ def test_auto_keeps_float64_and_half_with_the_reference() -> None:
     """The C++ kernels are measured faster in float32 only."""
     for dtype in (torch.float64, torch.bfloat16):
         assert registry._resolve("wn", torch.zeros(1, dtype=dtype)) is registry._implementations["reference"]["wn"]
+
+
+def test_the_programs_default_device_and_dtype_take_no_backend_away() -> None:
+    """The package may be imported first where a program has already set them."""
+    program = (
+        "import torch\ntorch.set_default_device('meta')\ntorch.set_default_dtype(torch.bfloat16)\n"
+        "from fastflow.ops import registry\nprint([s.can_run for s in registry.status()])"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == str([s.can_run for s in registry.status()])
