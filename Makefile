@@ -1,4 +1,4 @@
-# Every habit is one word: make demo, test, lint, build, wheel, clean.
+# Every habit is one word: make demo, test, gpu, lint, build, wheel, clean.
 #   PYTHON   the Python that makes the virtual environment
 #   VENV     where it goes
 #   TORCH    which PyTorch it gets, in pip's spelling
@@ -11,13 +11,18 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -type f)
 
-.PHONY: demo test lint build wheel clean
+.PHONY: demo test gpu lint build wheel clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python scripts/demo.py $(if $(IN),--in "$(IN)")
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest
+
+# On a machine with a GPU; TORCH must then name a CUDA build.
+gpu: $(VENV)/.ready
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m benchmarks.gpu
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -169,8 +170,9 @@ def check_layer(arguments: list[object]) -> None:
 
 def test_library_implements_every_operation() -> None:
     assert _native.status()["cpu"] is None
-    for op in registry.SCHEMAS:
+    for op in registry.SCHEMAS.keys() - {"flow_step"}:
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fastflow_cpu::{op}", "CPU"), op
+    assert registry.implements("cpu", "flow_step"), "made of the coupling and the product"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -428,25 +430,51 @@ def test_affine_coupling_sums_in_double() -> None:
 @pytest.mark.parametrize("channels", [1, 4, 8, 33])
 def test_invconv1x1(channels: int, dtype: torch.dtype) -> None:
     weight = rand(channels, channels, dtype=dtype)
+    log_abs_det = torch.linalg.slogdet(weight.double()).logabsdet
     for t in [*TIMES, 511, 512, 513, 1500]:
         x, mask = rand(2, channels, t, dtype=dtype), (torch.rand(2, 1, t) > 0.3).to(dtype)
         expected = weight.double() @ x.double()
         for strided in layouts(x).values():
-            close(ops.invconv1x1(strided, weight, None), expected)
-        close(ops.invconv1x1(x, weight.T.contiguous().T, mask), expected * mask.double())
+            y, log_det = ops.invconv1x1(strided, weight, None, True)
+            close(y, expected)
+            close(log_det, (t * log_abs_det).expand(2))
+        for strided in layouts(mask).values():
+            y, log_det = ops.invconv1x1(x, weight.T.contiguous().T, strided, True)
+            close(y, expected * mask.double())
+            close(log_det, mask.double().sum((1, 2)) * log_abs_det)
+        y, log_det = ops.invconv1x1(x, weight, mask, False)
+        close(y, expected * mask.double())
+        assert log_det.shape == (0,)
+
+
+def test_invconv1x1_log_det_of_awkward_weights() -> None:
+    x = torch.zeros(1, 3, 2)
+    for weight, expected in (
+        (torch.tensor([[0.0, 2, 0], [0, 0, -3], [5, 0, 0]]), 2 * math.log(30)),  # every pivot is in another row
+        (torch.tensor([[1e-20, 1, 0], [1, 1, 0], [0, 0, 1.0]]), 0.0),  # without pivoting, nothing of it is right
+        (torch.ones(3, 3), -math.inf),
+    ):
+        _, log_det = ops.invconv1x1(x, weight, None, True)
+        close(log_det, torch.tensor([expected], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("reverse", [False, True])
 def test_actnorm(reverse: bool, dtype: torch.dtype) -> None:
-    loc, scale = rand(3, dtype=dtype), rand(3, dtype=dtype).abs() + 0.5
+    loc = rand(3, dtype=dtype)
+    scale = (rand(3, dtype=dtype).abs() + 0.5) * torch.tensor([1, -1, 1])
+    per_step = scale.double().abs().log().sum() * (-1 if reverse else 1)
     for t in TIMES:
         x, mask = rand(2, 3, t, dtype=dtype), (torch.rand(2, 1, t) > 0.3).to(dtype)
         wide_loc, wide_scale = loc.double()[:, None], scale.double()[:, None]
         expected = x.double() / wide_scale - wide_loc if reverse else wide_scale * (x.double() + wide_loc)
         for strided in layouts(x).values():
-            close(ops.actnorm(strided, loc, scale, None, reverse), expected)
-        close(ops.actnorm(x, loc, scale, mask, reverse), expected * mask.double())
+            y, log_det = ops.actnorm(strided, loc, scale, None, reverse)
+            close(y, expected)
+            close(log_det, (t * per_step).expand(2))
+        y, log_det = ops.actnorm(x, loc, scale, mask, reverse)
+        close(y, expected * mask.double())
+        close(log_det, mask.double().sum((1, 2)) * per_step)
 
 
 def bad_layer(**changes: object) -> list[object]:
@@ -523,7 +551,7 @@ def bad_layer(**changes: object) -> list[object]:
             "`log_scale` must be given",
         ),
         (
-            lambda: ops.invconv1x1(torch.zeros(1, 2, 3), torch.zeros(3, 3), None),
+            lambda: ops.invconv1x1(torch.zeros(1, 2, 3), torch.zeros(3, 3), None, True),
             r"`weight` must be \[C, C\] = \[2, 2\]; got \[3, 3\]",
         ),
         (

@@ -134,6 +134,8 @@ def test_wheel(tmp_path: Path) -> None:
     assert "fastflow/py.typed" in names
     assets = {f"fastflow/assets/{path.name}" for path in (ROOT / "fastflow/assets").iterdir()}
     assert assets <= set(names)
+    tables = {f"fastflow/ops/tuned/{path.name}" for path in (ROOT / "fastflow/ops/tuned").glob("*.json")}
+    assert tables and tables <= set(names)
     assert not [name for name in names if name.startswith(("csrc/", "tests/", "build/"))]
     assert str(tmp_path).encode() not in library
 

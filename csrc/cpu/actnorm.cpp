@@ -1,10 +1,14 @@
+#include <cmath>
+
+#include "log_det.h"
 #include "ops.h"
 
 namespace fastflow {
 namespace {
 
 template <class T>
-Tensor launch(const Tensor& x, const Tensor& loc, const Tensor& scale, const OptionalTensor& mask, bool reverse) {
+std::tuple<Tensor, Tensor> launch(
+    const Tensor& x, const Tensor& loc, const Tensor& scale, const OptionalTensor& mask, bool reverse) {
   const auto dense_x = Dense<T>::batched(x, "x");
   const auto dense_loc = Dense<T>::whole(loc, "loc");
   const auto dense_scale = Dense<T>::whole(scale, "scale");
@@ -15,12 +19,16 @@ Tensor launch(const Tensor& x, const Tensor& loc, const Tensor& scale, const Opt
                                    writable<T>(y), dense_x.batch,  dense_mask.batch, batch,
                                    channels,       time,           reverse};
   parallel_rows(kernels<T>().actnorm, params, batch * channels, time);
-  return y;
+
+  double per_step = 0;
+  for (int64_t c = 0; c < channels; ++c) per_step += std::log(std::abs(static_cast<double>(dense_scale.data[c])));
+  return {y, log_det_of_steps(x, dense_mask, reverse ? -per_step : per_step)};
 }
 
 }  // namespace
 
-Tensor actnorm(const Tensor& x, const Tensor& loc, const Tensor& scale, const OptionalTensor& mask, bool reverse) {
+std::tuple<Tensor, Tensor> actnorm(
+    const Tensor& x, const Tensor& loc, const Tensor& scale, const OptionalTensor& mask, bool reverse) {
   check_rank(x, "x", "[B, C, T]", 3);
   check_shape(loc, "loc", "[C]", {x.size(1)});
   check_shape(scale, "scale", "[C]", {x.size(1)});

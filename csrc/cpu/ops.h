@@ -28,8 +28,9 @@ std::tuple<Tensor, Tensor> affine_coupling(
     const Tensor& x, const Tensor& shift, const OptionalTensor& log_scale, const OptionalTensor& mask,
     const std::string& form, bool reverse);
 
-Tensor invconv1x1(const Tensor& x, const Tensor& weight, const OptionalTensor& mask);
+std::tuple<Tensor, Tensor> invconv1x1(const Tensor& x, const Tensor& weight, const OptionalTensor& mask, bool log_det);
 
-Tensor actnorm(const Tensor& x, const Tensor& loc, const Tensor& scale, const OptionalTensor& mask, bool reverse);
+std::tuple<Tensor, Tensor> actnorm(
+    const Tensor& x, const Tensor& loc, const Tensor& scale, const OptionalTensor& mask, bool reverse);
 
 }  // namespace fastflow

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from fastflow.nn import WN, Conv1d, InvertibleConv1x1
-from fastflow.nn.coupling import couple
 from fastflow.ops import checks
+from fastflow.ops.flow_step.api import flow_step
+from fastflow.ops.invconv1x1.api import log_abs_det
 
 CONDITIONINGS = ("sample", "group")
 
@@ -34,9 +35,17 @@ class CouplingNet(WN):
         nn.init.zeros_(self.end.weight)
         nn.init.zeros_(self.end.bias)
 
-    def forward(self, h: Tensor, cond: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """Return shift and log scale [B, 2 * n_in_channels, T] for the kept half `h` [B, n_in_channels, T]."""
-        out: Tensor = self.end(super().forward(self.start(h), cond, mask))
+    def forward(self, h: Tensor, cond: Tensor | None = None, mask: Tensor | None = None, *, end: bool = True) -> Tensor:
+        """Return shift and log scale [B, 2 * n_in_channels, T] for the kept half `h` [B, n_in_channels, T].
+
+        Without `end`, return what the convolution of that name takes: [B, n_channels, T].
+        """
+        # the stack's kernels for GPUs want the channels of a step beside each other in memory
+        h = self.start.channels_last(h) if h.device.type == "cuda" else self.start(h)
+        hidden = super().forward(h, cond, mask)
+        if not end:
+            return hidden
+        out: Tensor = self.end(hidden)
         return out
 
     def remove_weight_norm(self) -> None:
@@ -159,9 +168,16 @@ class WaveGlow(nn.Module):
         """Whether channels leave (forward) or join (inference) before flow k."""
         return k > 0 and k % self.n_early_every == 0
 
-    def _couple(self, k: int, x: Tensor, cond: Tensor, *, reverse: bool = False) -> tuple[Tensor, Tensor]:
+    def _step(self, k: int, x: Tensor, cond: Tensor, weight: Tensor | None, **options: Any) -> tuple[Tensor, Tensor]:
+        """Run flow k's coupling on x, then what `flow_step` does between two couplings."""
+        net = cast(CouplingNet, self.WN[k])
         first = self.alternate_halves and k % 2 == 1
-        return couple(self.WN[k], x, cond, transform_first=first, reverse=reverse)
+        kept = x.chunk(2, 1)[1 if first else 0]
+        hidden = net(kept, cond, end=False)
+        return flow_step(x, hidden, net.end.folded_weight(), net.end.bias, weight, transform_first=first, **options)
+
+    def _convinv(self, k: int) -> InvertibleConv1x1:
+        return cast(InvertibleConv1x1, self.convinv[k])
 
     def _upsampled(self, mel: Tensor, steps: int) -> Tensor:
         """Return the conditioning [B, C_c, steps] of the coupling networks for `mel` [B, n_mel_channels, F]."""
@@ -169,11 +185,22 @@ class WaveGlow(nn.Module):
             rows = self.n_mel_channels * (1 if self.conditioning == "group" else self.n_group)
             return mel.new_zeros(mel.shape[0], rows, 0)
         up: Tensor = self.upsample(mel)
+        return self._grouped(up, steps, channels_last=mel.device.type == "cuda")
+
+    def _grouped(self, up: Tensor, steps: int, *, channels_last: bool) -> Tensor:
+        """Return the first steps of the upsampled mel, folded into channels: mel * n_group + phase.
+
+        With `channels_last`, the channels of a step lie beside each other in memory, as the kernels on GPUs read them:
+        once here, not in every flow.
+        """
         if self.conditioning == "group":
-            return up[:, :, :steps]
-        # [B, n_mel, steps * n_group] -> channel mel * n_group + phase
-        up = up[:, :, : steps * self.n_group]
-        return up.reshape(*up.shape[:2], steps, self.n_group).transpose(2, 3).flatten(1, 2)
+            up = up[:, :, :steps]
+            return up.transpose(1, 2).contiguous().transpose(1, 2) if channels_last else up
+        # [B, n_mel, steps, n_group]
+        up = up[:, :, : steps * self.n_group].reshape(*up.shape[:2], steps, self.n_group)
+        if channels_last:
+            return up.transpose(1, 2).flatten(2).transpose(1, 2)
+        return up.transpose(2, 3).flatten(1, 2)
 
     def _check_mel(self, mel: Tensor) -> None:
         checks.check_floating("mel", mel)
@@ -214,16 +241,20 @@ class WaveGlow(nn.Module):
         x = audio.reshape(audio.shape[0], steps, self.n_group).transpose(1, 2)
         early: list[Tensor] = []
         log_s_list: list[Tensor] = []
-        log_det_w_list: list[Tensor] = []
-        for k in range(self.n_flows):
-            if self._is_early(k):
-                early.append(x[:, : self.n_early_size])
-                x = x[:, self.n_early_size :]
-            x, log_det = self.convinv[k](x)
-            log_det_w_list.append(log_det.sum())
-            x, log_s = self._couple(k, x, cond)
+        x, log_det = self.convinv[0](x)
+        log_det_w_list = [log_det.sum()]
+        for k in range(self.n_flows):  # each step multiplies by the next flow's 1x1 weight
+            weight, leaving = None, 0
+            if k + 1 < self.n_flows:
+                weight = self._convinv(k + 1).conv.weight[:, :, 0]
+                leaving = self.n_early_size if self._is_early(k + 1) else 0
+                log_det_w_list.append((log_abs_det(weight) * steps).expand(x.shape[0]).sum())
+            x, log_s = self._step(k, x, cond, weight, n_early=leaving)
             log_s_list.append(log_s)
-        return torch.cat((*early, x), 1), log_s_list, log_det_w_list
+            if leaving:
+                early.append(x[:, :leaving])
+                x = x[:, leaving:]
+        return torch.cat((*early, x), 1) if early else x, log_s_list, log_det_w_list
 
     @torch.no_grad()
     def infer(
@@ -259,14 +290,12 @@ class WaveGlow(nn.Module):
         steps = mel.shape[2] * self.hop_length // self.n_group
         noise = self._noise(mel, steps, z, generator)
         cond = self._upsampled(mel, steps)
-        x = next(noise) * sigma
+        (x,) = checks.autocast_wide(mel.device, next(noise) * sigma)
+        assert x is not None
         for k in reversed(range(self.n_flows)):
-            x, _ = self._couple(k, x, cond, reverse=True)
-            convinv = self.convinv[k]
-            assert isinstance(convinv, InvertibleConv1x1)
-            x = convinv.infer(x, name=f"convinv.{k}.conv.weight")
-            if self._is_early(k):
-                x = torch.cat((next(noise) * sigma, x), 1)
+            weight = self._convinv(k).inverse(x.dtype, name=f"convinv.{k}.conv.weight")
+            early = (next(noise) * sigma).to(x.dtype) if self._is_early(k) else None
+            x, _ = self._step(k, x, cond, weight, early=early, reverse=True, log_det=False)
         audio: Tensor = x.transpose(1, 2).flatten(1)
         return audio
 

@@ -131,6 +131,11 @@ class Conv1d(PackingModule[Tensor]):
         padding = self.dilation * (weight.shape[2] - 1) // 2
         return F.conv1d(x, weight, self.bias, padding=padding, dilation=self.dilation)
 
+    def channels_last(self, x: Tensor) -> Tensor:
+        """Return the same as `forward`, for a kernel of size 1, with the channels beside each other in memory."""
+        weight = self.folded_weight() if self.weight is not None else self._folded_once()
+        return F.linear(x.transpose(1, 2), weight[:, :, 0], self.bias).transpose(1, 2)
+
     def extra_repr(self) -> str:
         out, into, kernel = self.shape
         return f"{into}, {out}, {kernel}, dilation={self.dilation}, weight_norm={self.has_weight_norm}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -43,35 +41,17 @@ class AffineCoupling(nn.Module):
         Raises:
             ValueError: C is odd, or the network's output does not fit.
         """
-        return couple(
-            self.net,
-            x,
-            *args,
-            form=self.form,
-            transform_first=self.transform_first,
-            mask=mask,
-            reverse=reverse,
+        if x.dim() != 3 or x.shape[1] % 2:
+            raise ValueError(f"`x` must be [B, C, T] with C even; got {list(x.shape)}")
+        first, second = x.chunk(2, 1)
+        kept, moved = (second, first) if self.transform_first else (first, second)
+        out = self.net(kept, *args)
+        additive = self.form == "additive"
+        rows = moved.shape[1] * (1 if additive else 2)
+        if out.shape[1] != rows:
+            raise ValueError(f"`net` must return {rows} channels for the form {self.form!r}; got {list(out.shape)}")
+        shift, log_scale = (out, None) if additive else out.to(x.dtype).chunk(2, 1)
+        moved, log_det = affine_coupling(
+            moved, shift.to(x.dtype), log_scale, mask=mask, form=self.form, reverse=reverse
         )
-
-
-def couple(
-    net: Callable[..., Tensor],
-    x: Tensor,
-    *args: Tensor,
-    form: str = "exp",
-    transform_first: bool = False,
-    mask: Tensor | None = None,
-    reverse: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Do what `AffineCoupling` does, for models whose networks are registered elsewhere."""
-    if x.dim() != 3 or x.shape[1] % 2:
-        raise ValueError(f"`x` must be [B, C, T] with C even; got {list(x.shape)}")
-    first, second = x.chunk(2, 1)
-    kept, moved = (second, first) if transform_first else (first, second)
-    out = net(kept, *args)
-    rows = moved.shape[1] * (1 if form == "additive" else 2)
-    if out.shape[1] != rows:
-        raise ValueError(f"`net` must return {rows} channels for the form {form!r}; got {list(out.shape)}")
-    shift, log_scale = (out, None) if form == "additive" else out.to(x.dtype).chunk(2, 1)
-    moved, log_det = affine_coupling(moved, shift.to(x.dtype), log_scale, mask=mask, form=form, reverse=reverse)
-    return torch.cat((moved, kept) if transform_first else (kept, moved), 1), log_det
+        return torch.cat((moved, kept) if self.transform_first else (kept, moved), 1), log_det

@@ -9,7 +9,7 @@ from fastflow.nn.packing import PackingModule
 from fastflow.ops.invconv1x1.api import PLU, invconv1x1, inverse, multiply
 
 
-class InvertibleConv1x1(PackingModule[Tensor]):
+class InvertibleConv1x1(PackingModule[tuple[Tensor, Tensor]]):
     """Invertible 1x1 convolution over C channels, started from a random rotation (determinant 1).
 
     Plain, its parameter is `conv.weight` [C, C, 1], the name of WaveGlow. With `plu`, the permutation and the signs are
@@ -67,10 +67,19 @@ class InvertibleConv1x1(PackingModule[Tensor]):
         Raises:
             ValueError: the weight is singular.
         """
+        return multiply(y, self.inverse(y.dtype, name=name))
+
+    def inverse(self, dtype: torch.dtype, *, name: str = "weight") -> Tensor:
+        """Return the inverse [C, C] of the weight in `dtype`, kept between calls; see `infer`."""
+
+        def build() -> tuple[Tensor, Tensor]:
+            wide = inverse(weight, name)
+            return wide, wide.to(tensors[0].dtype)
+
         weight = self.weight()
-        tensors = weight if isinstance(weight, PLU) else [self.conv.weight]
-        matrix = self._packed.get(tensors, lambda: inverse(weight, name))
-        return multiply(y, matrix.to(y.dtype))
+        tensors = list(weight) if isinstance(weight, PLU) else [self.conv.weight]
+        wide, same = self._packed.get(tensors, build)
+        return same if same.dtype == dtype else wide.to(dtype)
 
     def extra_repr(self) -> str:
         return f"{self.channels}, plu={self.plu}"

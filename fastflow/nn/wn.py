@@ -100,6 +100,8 @@ class WN(PackingModule[_Weights]):
             return [c.folded_weight() for c in convs], [c.bias for c in convs if c.bias is not None]
 
         conv_weights, conv_biases = folded(self.in_layers)
+        if conv_weights[0].is_cuda:  # the layout in memory that GPU kernels read: tap, then channel
+            conv_weights = [w.transpose(1, 2).contiguous().transpose(1, 2) for w in conv_weights]
         res_skip_weights, res_skip_biases = folded(self.res_skip_layers)
         cond_weights: list[Tensor] = []
         cond_biases: list[Tensor] = []

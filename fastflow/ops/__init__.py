@@ -2,6 +2,7 @@
 
 from fastflow.ops.actnorm.api import actnorm, actnorm_init
 from fastflow.ops.affine_coupling.api import affine_coupling
+from fastflow.ops.flow_step.api import flow_step
 from fastflow.ops.gate.api import gate
 from fastflow.ops.invconv1x1.api import PLU, invconv1x1
 from fastflow.ops.registry import BackendError, use_backend
@@ -14,6 +15,7 @@ __all__ = [
     "actnorm",
     "actnorm_init",
     "affine_coupling",
+    "flow_step",
     "gate",
     "invconv1x1",
     "use_backend",

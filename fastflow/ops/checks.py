@@ -60,7 +60,12 @@ def check_mask(mask: Tensor | None, x_name: str, x: Tensor) -> Tensor | None:
 
 
 def check_finite(name: str, x: Tensor) -> None:
-    """Raise ValueError if `x` holds NaN or infinity: says how many and where the first is."""
+    """Raise ValueError if `x` holds NaN or infinity: says how many and where the first is.
+
+    Not while a CUDA graph is captured, which cannot wait for the answer.
+    """
+    if x.is_cuda and torch.cuda.is_current_stream_capturing():
+        return
     bad = ~torch.isfinite(x)
     count = int(bad.sum())
     if count:

@@ -7,6 +7,8 @@ what models call; it picks a backend on every call. A compiled library implement
 
 from __future__ import annotations
 
+import functools
+import importlib
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastflow import _native
+from fastflow import _native, _triton
 from fastflow.ops.checks import no_autocast
 
 log = logging.getLogger("fastflow")
@@ -31,7 +33,11 @@ _WN = (
     "bool causal, float res_scale, float skip_scale, bool last_residual"
 )
 _AFFINE_COUPLING = "Tensor x, Tensor shift, Tensor? log_scale, Tensor? mask, str form, bool reverse"
-_INVCONV1X1 = "Tensor x, Tensor weight, Tensor? mask"
+_INVCONV1X1 = "Tensor x, Tensor weight, Tensor? mask, bool log_det"
+_FLOW_STEP = (
+    "Tensor x, Tensor hidden, Tensor end_weight, Tensor? end_bias, Tensor? weight, Tensor? early, int n_early, "
+    "str form, bool transform_first, bool reverse, bool log_det"
+)
 _ACTNORM = "Tensor x, Tensor loc, Tensor scale, Tensor? mask, bool reverse"
 
 SCHEMAS = {
@@ -39,8 +45,9 @@ SCHEMAS = {
     "wn_layer": f"({_WN_LAYER}) -> (Tensor, Tensor)",
     "wn": f"({_WN}) -> Tensor",
     "affine_coupling": f"({_AFFINE_COUPLING}) -> (Tensor, Tensor)",
-    "invconv1x1": f"({_INVCONV1X1}) -> Tensor",
-    "actnorm": f"({_ACTNORM}) -> Tensor",
+    "invconv1x1": f"({_INVCONV1X1}) -> (Tensor, Tensor)",
+    "actnorm": f"({_ACTNORM}) -> (Tensor, Tensor)",
+    "flow_step": f"({_FLOW_STEP}) -> (Tensor, Tensor)",
 }
 """Schema of each operation. Shapes and formulas are in the docstring of its public function."""
 
@@ -52,8 +59,9 @@ BACKWARD_SCHEMAS = {
     "wn_layer_backward": f"(Tensor grad_h, Tensor grad_skip, {_WN_LAYER}, bool[] needs) -> Tensor[]",
     "wn_backward": f"(Tensor grad, {_WN}, bool[] needs) -> Tensor[]",
     "affine_coupling_backward": f"(Tensor grad, Tensor grad_log_det, {_AFFINE_COUPLING}) -> Tensor[]",
-    "invconv1x1_backward": f"(Tensor grad, {_INVCONV1X1}) -> Tensor[]",
-    "actnorm_backward": f"(Tensor grad, {_ACTNORM}) -> Tensor[]",
+    "invconv1x1_backward": f"(Tensor grad, Tensor grad_log_det, {_INVCONV1X1}) -> Tensor[]",
+    "actnorm_backward": f"(Tensor grad, Tensor grad_log_det, {_ACTNORM}) -> Tensor[]",
+    "flow_step_backward": f"(Tensor grad, Tensor grad_log_det, {_FLOW_STEP}) -> Tensor[]",
 }
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
@@ -64,7 +72,8 @@ BACKENDS = ("reference", "cpu", "triton", "cuda")
 _AUTO_CPU: dict[str, tuple[str, ...]] = {}
 if torch.backends.cpu.get_cpu_capability() != "DEFAULT":
     _AUTO_CPU = dict.fromkeys(("gate", "wn_layer", "wn", "actnorm"), ("cpu", "reference"))
-_AUTO_CUDA = {"gate": ("cuda", "reference")}
+# On a GPU nothing has been measured yet: fewer launches and fewer bytes decide.
+_AUTO_CUDA = dict.fromkeys(SCHEMAS, ("triton", "reference")) | {"gate": ("cuda", "triton", "reference")}
 
 
 class BackendError(RuntimeError):
@@ -90,12 +99,29 @@ def implement(backend: str, op: str, function: Callable[..., Any]) -> None:
     _implementations[backend][op] = function
 
 
+def implements(backend: str, op: str) -> bool:
+    """Whether `backend` has an implementation of `op`, whatever may keep it from running."""
+    return op in _implementations[backend]
+
+
+@functools.cache
+def _load_triton() -> None:
+    """Import the kernels: each module registers what it implements. Late, since `import triton` takes a while."""
+    for op in SCHEMAS:
+        importlib.import_module(f"fastflow.ops.{op}.triton")
+    for op in ("wn_layer", "wn"):  # long enough for files of their own
+        importlib.import_module(f"fastflow.ops.{op}.triton_backward")
+
+
 def _unavailable(backend: str) -> str | None:
     """Return why `backend` cannot run anything on this machine, or None."""
     if backend == "reference":
         return None
     if backend == "triton":
-        return "this version has no Triton kernels"
+        reason = _triton.unavailable()
+        if reason is None:
+            _load_triton()
+        return reason
     reason = _native.status()[backend] or _refused.get(backend)
     if reason is None and backend == "cuda" and not torch.cuda.is_available():
         return "no CUDA device is available"
@@ -114,32 +140,48 @@ def _unsupported(backend: str, op: str, x: Tensor) -> str | None:
             return f"the tensors are on {x.device}"
         if x.dtype not in (torch.float32, torch.float64):
             return f"its kernels take float32 and float64; got {x.dtype}"
+    if backend == "triton":
+        interpreted = _triton.interpreted()
+        if x.device.type != ("cpu" if interpreted else "cuda"):
+            return f"the tensors are on {x.device}" + (" and TRITON_INTERPRET is set" if interpreted else "")
+        if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            return f"its kernels take float32, float16 and bfloat16; got {x.dtype}"
+        if x.device.type == "cuda" and torch.version.hip is None:
+            capability = torch.cuda.get_device_capability(x.device)
+            if capability < (8, 0):
+                return f"its kernels need compute capability 8.0; {x.device} has {capability[0]}.{capability[1]}"
+        if op.startswith("flow_step") and x.shape[1] > 32:
+            return f"its `flow_step` takes at most 32 channels; got {x.shape[1]}"
     if backend == "cuda" and x.device.type != "cuda":
         return f"the tensors are on {x.device}"
     return None
 
 
-def _resolve(op: str, x: Tensor) -> Callable[..., Any]:
-    """Return the implementation of `op` for tensors like `x`, by the backend asked for."""
-    if _requested != "auto":
-        reason = _unsupported(_requested, op, x)
-        if reason is not None:
-            raise BackendError(f"backend '{_requested}' cannot run `{op}`: {reason}")
-        return _implementations[_requested][op]
+def _auto(op: str, x: Tensor) -> str:
+    """Return the backend that `auto` takes for `op`, a forward or a backward, on tensors like `x`."""
     table = _AUTO_CUDA if x.device.type == "cuda" else _AUTO_CPU if x.dtype == torch.float32 else {}
-    order = table.get(op, ("reference",))
+    order = table.get(op.removesuffix("_backward"), ("reference",))
     backend = next(name for name in order if _unsupported(name, op, x) is None)
     if (op, x.device.type, backend) not in _chosen:
         _chosen.add((op, x.device.type, backend))
         log.info("`%s` on %s runs on backend '%s'", op, x.device.type, backend)
-    return _implementations[backend][op]
+    return backend
+
+
+def _resolve(op: str, x: Tensor) -> Callable[..., Any]:
+    """Return the implementation of `op` for tensors like `x`, by the backend asked for."""
+    if _requested == "auto":
+        return _implementations[_auto(op, x)][op]
+    reason = _unsupported(_requested, op, x)
+    if reason is not None:
+        raise BackendError(f"backend '{_requested}' cannot run `{op}`: {reason}")
+    return _implementations[_requested][op]
 
 
 def _resolve_backward(op: str, x: Tensor) -> Callable[..., Any]:
-    """Return the implementation of a backward: the asked-for backend's own, else the reference formula."""
-    if _requested != "auto" and _unsupported(_requested, op, x) is None:
-        return _implementations[_requested][op]
-    return _implementations["reference"][op]
+    """Return the implementation of a backward: the backend's own where it has one, else the reference formula."""
+    backend = _auto(op, x) if _requested == "auto" else _requested
+    return _implementations[backend if _unsupported(backend, op, x) is None else "reference"][op]
 
 
 def _contiguous(result: Any) -> Any:

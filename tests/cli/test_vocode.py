@@ -435,7 +435,7 @@ def test_no_inputs(vocode: Run, tmp_path: Path) -> None:
         (["--denoise", "-1"], "`--denoise` must be >= 0; got -1"),
         (["--seed", "-1"], "'--seed'"),
         (["--backend", "magic"], "'magic' is not one of 'auto', 'reference', 'cpu', 'triton', 'cuda'"),
-        (["--backend", "triton"], "backend 'triton' cannot run: "),
+        (["--backend", "cuda"], "backend 'cuda' cannot run: "),
         (["--dtype", "int8"], "'int8' is not one of 'float32', 'float16', 'bfloat16'"),
         (["--device", ""], "must not be empty"),
         (["--model", ""], "Invalid value for '--model': must not be empty"),

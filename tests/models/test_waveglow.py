@@ -4,6 +4,7 @@ import copy
 import io
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -328,6 +329,55 @@ def test_gradients_flow_through_a_frozen_model_to_its_input() -> None:
     mel = torch.randn(1, 4, 5, requires_grad=True)
     WaveGlowLoss()(model((mel, 0.1 * torch.randn(1, 1024)))).backward()
     assert mel.grad is not None and mel.grad.abs().sum() > 0
+
+
+def test_between_two_stacks_there_is_one_operation() -> None:
+    calls: list[str] = []
+
+    class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.namespace == "fastflow":
+                calls.append(func.__name__.split(".")[0])
+            return func(*args, **(kwargs or {}))
+
+    model = small()
+    with Recorder():
+        model.infer(torch.randn(1, 4, 5))
+    assert calls == ["wn", "flow_step"] * 4
+    calls.clear()
+    with torch.no_grad(), Recorder():
+        model((torch.randn(1, 4, 5), torch.randn(1, 1024)))
+    assert calls == ["invconv1x1", *["wn", "flow_step"] * 4]
+
+
+@pytest.mark.parametrize("conditioning", ["sample", "group"])
+def test_conditioning_with_channels_beside_each_other_has_the_same_numbers(conditioning: str) -> None:
+    """What a GPU gets: laid out for its kernels once per call."""
+    model = small(conditioning=conditioning)
+    up = torch.randn(2, 4, 30 if conditioning == "group" else 30 * 8 + 3)
+    plain = model._grouped(up, 29, channels_last=False)
+    relaid = model._grouped(up, 29, channels_last=True)
+    assert torch.equal(relaid, plain)
+    assert relaid.transpose(1, 2).is_contiguous()
+
+
+def test_coupling_network_alone_ends_in_shift_and_log_scale() -> None:
+    net = small().WN[0]
+    h, cond = torch.randn(2, 4, 9), torch.randn(2, 32, 9)
+    hidden = net(h, cond, end=False)
+    assert hidden.shape == (2, 8, 9)
+    torch.testing.assert_close(net(h, cond), net.end(hidden))
+
+
+def test_under_autocast_the_flow_itself_stays_float32() -> None:
+    model = small()
+    mel, z, audio = torch.randn(1, 4, 5), torch.randn(1, 8, 160), 0.1 * torch.randn(1, 1024)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = model.infer(mel, z=z)
+        noise, log_s, _ = model((mel, audio))
+    assert got.dtype == noise.dtype == log_s[0].dtype == torch.float32
+    torch.testing.assert_close(got, model.infer(mel, z=z), rtol=0.1, atol=0.1)
+    torch.testing.assert_close(noise, model((mel, audio))[0], rtol=0.1, atol=0.1)
 
 
 def test_compiles_whole_and_once_for_all_lengths_and_sigmas() -> None:

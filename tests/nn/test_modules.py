@@ -32,6 +32,15 @@ def test_conv_loads_old_style_weight_norm_not_its_stale_weight() -> None:
         torch.testing.assert_close(ours(x), expected)
 
 
+@pytest.mark.parametrize("weight_norm", [False, True])
+def test_conv_with_channels_beside_each_other_has_the_same_numbers(weight_norm: bool) -> None:
+    conv = Conv1d(3, 5, weight_norm=weight_norm)
+    for x in (torch.randn(2, 3, 11), torch.randn(2, 6, 11)[:, 3:], torch.randn(2, 3, 0)):
+        y = conv.channels_last(x)
+        torch.testing.assert_close(y, conv(x))
+        assert y.transpose(1, 2).is_contiguous()
+
+
 def test_conv_reports_what_a_state_dict_lacks() -> None:
     with pytest.raises(RuntimeError, match="weight_v"):
         Conv1d(3, 5, 3).load_state_dict({"weight_g": torch.ones(5, 1, 1), "bias": torch.zeros(5)})
@@ -155,6 +164,15 @@ def test_inverse_is_computed_wide_and_never_stale() -> None:
         assert torch.equal(first, expected)
         conv.conv.weight.mul_(2)
         torch.testing.assert_close(conv.infer(y), first / 2)
+
+
+def test_inverse_is_kept_in_the_weights_own_dtype_too() -> None:
+    conv = InvertibleConv1x1(4).bfloat16()
+    with torch.no_grad():
+        wide, half = conv.inverse(torch.float32), conv.inverse(torch.bfloat16)
+        assert wide.dtype == torch.float32
+        assert torch.equal(wide.bfloat16(), half)
+        assert conv.inverse(torch.bfloat16) is half
 
 
 def test_plu_inverse_follows_its_buffers_and_ignores_autocast() -> None:

@@ -12,7 +12,7 @@ from fastflow import ops
 from fastflow.ops import registry
 
 LENGTHS = (0, 1, 2, 7, 8, 9, 127, 128, 129, 130)
-BACKENDS = ["reference"] + (["cpu"] if registry.status()[1].can_run else [])
+BACKENDS = [row.backend for row in registry.status() if row.can_run and row.backend != "cuda"]
 
 
 class Case(NamedTuple):
@@ -152,12 +152,19 @@ def _affine(form: str, reverse: bool, mask: bool = False, layout: str = "plain")
     return make
 
 
-def _invconv(reverse: bool, plu: bool = False, mask: bool = False, layout: str = "plain") -> Callable[..., Any]:
+def _invconv(
+    reverse: bool, plu: bool = False, mask: bool = False, layout: str = "plain", channels: int = 4, sign: int = 0
+) -> Callable[..., Any]:
+    """`sign`: that of the determinant; 0 leaves it to chance."""
+
     def make(t: int, dtype: torch.dtype) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        wide = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64)).Q
-        weight = (wide + 0.1 * torch.randn(4, 4, dtype=torch.float64)).to(dtype)
+        wide = torch.linalg.qr(torch.randn(channels, channels, dtype=torch.float64)).Q
+        wide = wide + 0.4 / channels * torch.randn(channels, channels, dtype=torch.float64)
+        if sign * torch.linalg.det(wide) < 0:
+            wide[0] *= -1
+        weight = wide.to(dtype)
         options = {"mask": _mask(2, t, dtype) if mask else None, "reverse": reverse}
-        x = _random(2, 4, t, dtype=dtype, layout=layout)
+        x = _random(2, channels, t, dtype=dtype, layout=layout)
         return (x, ops.PLU.from_weight(weight) if plu else weight), options
 
     return make
@@ -168,6 +175,43 @@ def _actnorm(reverse: bool, mask: bool = False, layout: str = "plain") -> Callab
         scale = torch.tensor([0.5, -1.5, 2.0], dtype=dtype)
         options = {"mask": _mask(2, t, dtype) if mask else None, "reverse": reverse}
         return (_random(2, 3, t, dtype=dtype, layout=layout), torch.randn(3, dtype=dtype), scale), options
+
+    return make
+
+
+def _flow_step(
+    reverse: bool = False,
+    channels: int = 4,
+    hidden: int = 5,
+    form: str = "exp",
+    bias: bool = True,
+    weight: bool = True,
+    early: int = 0,
+    transform_first: bool = False,
+    layout: str = "plain",
+    log_det: bool = True,
+) -> Callable[..., Any]:
+    """`early`: how many channels leave or join."""
+
+    def make(t: int, dtype: torch.dtype) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        rows, leaving = channels // 2 if form == "additive" else channels, 0 if reverse else early
+        size = channels - leaving
+        args = (
+            _random(2, channels, t, dtype=dtype, layout=layout),
+            _random(2, hidden, t, dtype=dtype, layout=layout),
+            _random(rows, hidden, dtype=dtype, layout=layout, scale=0.5 * hidden**-0.5),
+            _random(rows, dtype=dtype, layout=layout, scale=0.3) if bias else None,
+            _random(size, size, dtype=dtype, layout=layout, scale=size**-0.5) if weight else None,
+            _random(2, early, t, dtype=dtype, layout=layout) if reverse and early else None,
+        )
+        options = {
+            "n_early": leaving,
+            "form": form,
+            "transform_first": transform_first,
+            "reverse": reverse,
+            "log_det": log_det,
+        }
+        return args, options
 
     return make
 
@@ -209,9 +253,29 @@ CASES = [
     Case("invconv mask", ops.invconv1x1, _invconv(False, mask=True, layout="offset")),
     Case("invconv plu", ops.invconv1x1, _invconv(False, plu=True)),
     Case("invconv plu reverse", ops.invconv1x1, _invconv(True, plu=True, mask=True)),
+    Case("invconv 1", ops.invconv1x1, _invconv(False, channels=1, sign=-1)),
+    Case("invconv 6", ops.invconv1x1, _invconv(False, channels=6, sign=-1, layout="strided")),
+    Case("invconv 6 mask reverse", ops.invconv1x1, _invconv(True, channels=6, mask=True, layout="offset")),
+    Case("invconv 12 mask", ops.invconv1x1, _invconv(False, channels=12, mask=True)),
+    Case("invconv 32", ops.invconv1x1, _invconv(False, channels=32, sign=-1, layout="offset")),
+    Case("invconv 36", ops.invconv1x1, _invconv(False, channels=36, sign=-1, layout="strided")),
+    Case("invconv 36 mask reverse", ops.invconv1x1, _invconv(True, channels=36, mask=True, layout="offset")),
     Case("actnorm", ops.actnorm, _actnorm(False)),
     Case("actnorm reverse", ops.actnorm, _actnorm(True, layout="strided")),
     Case("actnorm mask", ops.actnorm, _actnorm(False, mask=True, layout="offset")),
+    Case("flow_step", ops.flow_step, _flow_step()),
+    Case("flow_step reverse", ops.flow_step, _flow_step(True, layout="strided")),
+    Case("flow_step leaving", ops.flow_step, _flow_step(channels=8, hidden=17, early=2, layout="offset")),
+    Case("flow_step joining", ops.flow_step, _flow_step(True, channels=6, hidden=17, early=2, layout="offset")),
+    Case("flow_step last", ops.flow_step, _flow_step(channels=2, weight=False, bias=False)),
+    Case("flow_step first", ops.flow_step, _flow_step(True, channels=2, hidden=3, weight=False, early=3)),
+    Case("flow_step sigmoid", ops.flow_step, _flow_step(form="sigmoid", channels=6, early=4, layout="strided")),
+    Case("flow_step sigmoid reverse", ops.flow_step, _flow_step(True, form="sigmoid", transform_first=True)),
+    Case("flow_step additive", ops.flow_step, _flow_step(form="additive", channels=6, transform_first=True, early=3)),
+    Case("flow_step additive reverse", ops.flow_step, _flow_step(True, form="additive", bias=False, early=1)),
+    Case("flow_step wide", ops.flow_step, _flow_step(channels=32, hidden=33, transform_first=True, early=2)),
+    Case("flow_step wide reverse", ops.flow_step, _flow_step(True, channels=18, form="sigmoid", early=5)),
+    Case("flow_step without log_det", ops.flow_step, _flow_step(True, log_det=False)),
 ]
 
 

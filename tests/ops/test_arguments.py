@@ -22,6 +22,7 @@ def test_the_good_calls_pass() -> None:
     assert h.shape == (2, 4, 5)
     assert skip.shape == (2, 3, 5)
     assert ops.wn(*BLOCK, **DILATIONS).shape == (2, 3, 5)
+    assert ops.flow_step(*STEP, reverse=True)[0].shape == (2, 6, 5)
 
 
 def changed(arguments: tuple[Any, ...], position: int, value: Any) -> tuple[Any, ...]:
@@ -36,7 +37,12 @@ def block(position: int, value: Any, **options: Any) -> Callable[[], object]:
     return lambda: ops.wn(*changed(BLOCK, position, value), **(DILATIONS | options))
 
 
+def step(position: int, value: Any, **options: Any) -> Callable[[], object]:
+    return lambda: ops.flow_step(*changed(STEP, position, value), **options)
+
+
 x = z(2, 4, 5)
+STEP = (x, z(2, 8, 5), z(4, 8), z(4), z(4, 4), z(2, 2, 5))  # in reverse; forward has no early outputs to join
 BAD: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: ops.gate([1.0]), TypeError, "`x` must be a tensor; got list"),  # type: ignore[arg-type]
     (
@@ -111,6 +117,66 @@ BAD: list[tuple[Callable[[], object], type[Exception], str]] = [
         lambda: ops.actnorm(x, z(4), z(4).double()),
         ValueError,
         "`scale` must have the dtype of `x`, torch.float32; got torch.float64",
+    ),
+    (step(0, z(2, 5, 5), reverse=True), ValueError, "`x` must be [B, C, T] with C even; got [2, 5, 5]"),
+    (step(0, x.long()), TypeError, "`x` must be a floating-point tensor; got torch.int64"),
+    (step(1, z(2, 8, 4), reverse=True), ValueError, "`hidden` must be [B, S, T] of `x`, here [2, *, 5]; got [2, 8, 4]"),
+    (step(2, z(2, 8), reverse=True), ValueError, "`end_weight` must be [C, S], here [4, 8]; got [2, 8]"),
+    (
+        step(2, z(4, 8), reverse=True, form="additive"),
+        ValueError,
+        "`end_weight` must be [C / 2, S], here [2, 8]; got [4, 8]",
+    ),
+    (
+        step(3, z(8), reverse=True),
+        ValueError,
+        "`end_bias` must be one value per row of `end_weight`, here [4]; got [8]",
+    ),
+    (
+        step(4, z(4, 3), reverse=True),
+        ValueError,
+        "`weight` must be [C - n_early, C - n_early], here [4, 4]; got [4, 3]",
+    ),
+    (
+        step(5, None, n_early=2),
+        ValueError,
+        "`weight` must be [C - n_early, C - n_early], here [2, 2]; got [4, 4]",
+    ),
+    (step(5, None, n_early=4), ValueError, "`n_early` must leave at least one of the 4 channels of `x`; got 4"),
+    (step(5, None, n_early=-1), ValueError, "`n_early` must leave at least one of the 4 channels of `x`; got -1"),
+    (step(0, x, n_early=2, reverse=True), ValueError, "`n_early` must be 0 in reverse, where channels join; got 2"),
+    (step(0, x), ValueError, "`early` must be None unless `reverse`; got [2, 2, 5]"),
+    (step(5, z(2, 2, 6), reverse=True), ValueError, "`early` must be [B, E, T] of `x`, here [2, *, 5]; got [2, 2, 6]"),
+    (
+        step(0, x, reverse=True, form="glow"),
+        ValueError,
+        "`form` must be one of exp, sigmoid, additive; got 'glow'",
+    ),
+    (
+        step(1, z(2, 8, 5).double(), reverse=True),
+        ValueError,
+        "`hidden` must have the dtype of `x`, torch.float32, or be half precision where that is float32; "
+        "got torch.float64",
+    ),
+    (
+        step(1, z(2, 8, 5).half(), reverse=True),
+        ValueError,
+        "`end_weight` must have the dtype of `hidden`, torch.float16; got torch.float32",
+    ),
+    (
+        step(1, z(2, 8, 5, device="meta"), reverse=True),
+        ValueError,
+        "`hidden` must be on the device of `x`, cpu; got meta",
+    ),
+    (
+        step(4, z(4, 4).half(), reverse=True),
+        ValueError,
+        "`weight` must have the dtype of `x`, torch.float32; got torch.float16",
+    ),
+    (
+        step(5, z(2, 2, 5).double(), reverse=True),
+        ValueError,
+        "`early` must have the dtype of `x`, torch.float32; got torch.float64",
     ),
     (lambda: ops.actnorm_init(z(1, 4, 1)), ValueError, "`x` must have at least two steps to initialise from; got 1"),
 ]

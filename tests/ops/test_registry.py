@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
-from fastflow import BackendError, ops, use_backend
+from fastflow import BackendError, _triton, ops, use_backend
 from fastflow.ops import registry
 
 
@@ -18,12 +21,75 @@ def test_unknown_backend_is_named_with_the_known_ones() -> None:
         pass
 
 
-def test_backend_that_cannot_run_says_why() -> None:
-    with (
-        pytest.raises(BackendError, match="backend 'triton' cannot run: this version has no Triton kernels"),
-        use_backend("triton"),
-    ):
+def test_backend_that_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(BackendError, match="backend 'triton' cannot run: no GPU is available"), use_backend("triton"):
         pass
+
+
+def test_every_operation_and_backward_has_triton_kernels() -> None:
+    assert registry.status()[2].can_run, "the test extra installs Triton; without a GPU the kernels are interpreted"
+    for op in (*registry.SCHEMAS, *registry.BACKWARD_SCHEMAS):
+        assert registry.implements("triton", op), op
+
+
+@pytest.mark.parametrize(
+    ("version", "reason"),
+    [(None, "the package `triton` is not installed"), ("3.5.1", "it needs triton 3.6 or newer; found 3.5.1")],
+)
+def test_triton_missing_or_too_old(version: str | None, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def imported(name: str) -> Any:
+        if version is None:
+            raise ModuleNotFoundError(name)
+        return SimpleNamespace(__version__=version)
+
+    monkeypatch.setattr(importlib, "import_module", imported)
+    monkeypatch.setattr(_triton, "_unusable", _triton._unusable.__wrapped__)
+    with pytest.raises(BackendError, match=reason), use_backend("triton"):
+        pass
+
+
+class OnGpu(NamedTuple):
+    """What the choice of a backend reads of a tensor on a GPU that is not there."""
+
+    shape: tuple[int, ...] = (1, 8, 16)
+    dtype: torch.dtype = torch.float16
+    device: torch.device = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if there were a GPU of compute capability 9.0, and no compiled library for it."""
+    registry._load_triton()
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(registry._native, "status", lambda: {"cpu": None, "cuda": "no nvcc"})
+
+
+@pytest.mark.usefixtures("gpu")
+def test_on_a_gpu_auto_takes_triton_forward_and_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    for op in (*registry.SCHEMAS, *registry.BACKWARD_SCHEMAS):
+        assert registry._auto(op, OnGpu()) == "triton", op
+    for x in (OnGpu(dtype=torch.float64), OnGpu(shape=(1, 64, 16))):
+        assert registry._auto("flow_step", x) == "reference"
+    assert registry._resolve_backward("wn_backward", OnGpu()) is registry._implementations["triton"]["wn_backward"]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert registry._auto("wn", OnGpu()) == "reference"
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize(
+    ("x", "reason"),
+    [
+        (OnGpu(device=torch.device("cpu")), "cannot run `wn`: the tensors are on cpu"),
+        (OnGpu(dtype=torch.float64), "its kernels take float32, float16 and bfloat16; got torch.float64"),
+    ],
+)
+def test_triton_refuses_what_it_cannot_take(x: Any, reason: str) -> None:
+    with use_backend("triton"), pytest.raises(BackendError, match=reason):
+        registry._resolve("wn", x)
 
 
 def test_missing_library_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:

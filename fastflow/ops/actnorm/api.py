@@ -11,21 +11,28 @@ from fastflow.ops import checks, registry
 from fastflow.ops.actnorm import reference
 
 
-def _fake_backward(grad: Tensor, x: Tensor, loc: Tensor, scale: Tensor, *rest: Any) -> list[Tensor]:
+def _fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    accumulator = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return x.new_empty(x.shape), x.new_empty(x.shape[0], dtype=accumulator)
+
+
+def _fake_backward(
+    grad: Tensor, grad_log_det: Tensor, x: Tensor, loc: Tensor, scale: Tensor, *rest: Any
+) -> list[Tensor]:
     return [x.new_empty(x.shape), loc.new_empty(loc.shape), scale.new_empty(scale.shape)]
 
 
-_actnorm = registry.define("actnorm", reference.actnorm, lambda x, loc, scale, mask, reverse: x.new_empty(x.shape))
+_actnorm = registry.define("actnorm", reference.actnorm, _fake)
 _actnorm_backward = registry.define("actnorm_backward", reference.actnorm_backward, _fake_backward, backward=True)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(*inputs[:4])
     ctx.reverse = inputs[4]
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    return (*_actnorm_backward(grad, *ctx.saved_tensors, ctx.reverse), None, None)
+def _backward(ctx: Any, grad: Tensor, grad_log_det: Tensor) -> tuple[Any, ...]:
+    return (*_actnorm_backward(grad, grad_log_det, *ctx.saved_tensors, ctx.reverse), None, None)
 
 
 _actnorm.register_autograd(_backward, setup_context=_setup)
@@ -64,12 +71,8 @@ def actnorm(
     for name, p in (("loc", loc), ("scale", scale)):
         checks.check_shape(name, p, "[C]", (x.shape[1],))
         checks.check_like(name, p, "x", x)
-    mask = checks.check_mask(mask, "x", x)
-    y: Tensor = _actnorm(x, loc, scale, mask, reverse)
-    wide = scale if scale.dtype == torch.float64 else scale.float()
-    steps = x.shape[2] if mask is None else mask.sum((1, 2), dtype=wide.dtype)
-    log_det = (wide.abs().log().sum() * steps).expand(x.shape[0])
-    return y, -log_det if reverse else log_det
+    y, log_det = _actnorm(x, loc, scale, checks.check_mask(mask, "x", x), reverse)
+    return y, log_det
 
 
 def actnorm_init(x: Tensor, *, mask: Tensor | None = None, eps: float = 1e-6) -> tuple[Tensor, Tensor]:

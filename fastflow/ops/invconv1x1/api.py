@@ -1,4 +1,4 @@
-"""Public face of `invconv1x1`: the [C, C] algebra is plain PyTorch, the product with x is the operation."""
+"""Public face of `invconv1x1`: inverses and PLU factors are plain PyTorch, the rest is the operation."""
 
 from __future__ import annotations
 
@@ -11,23 +11,29 @@ from fastflow.ops import checks, registry
 from fastflow.ops.invconv1x1 import reference
 
 
-def _fake_backward(grad: Tensor, x: Tensor, weight: Tensor, mask: Tensor | None) -> list[Tensor]:
+def _fake(x: Tensor, weight: Tensor, mask: Tensor | None, log_det: bool) -> tuple[Tensor, Tensor]:
+    accumulator = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return x.new_empty(x.shape), x.new_empty(x.shape[0] if log_det else 0, dtype=accumulator)
+
+
+def _fake_backward(grad: Tensor, grad_log_det: Tensor, x: Tensor, weight: Tensor, *rest: Any) -> list[Tensor]:
     return [x.new_empty(x.shape), weight.new_empty(weight.shape)]
 
 
-_invconv1x1 = registry.define("invconv1x1", reference.invconv1x1, lambda x, weight, mask: x.new_empty(x.shape))
+_invconv1x1 = registry.define("invconv1x1", reference.invconv1x1, _fake)
 _invconv1x1_backward = registry.define(
     "invconv1x1_backward", reference.invconv1x1_backward, _fake_backward, backward=True
 )
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.log_det = inputs[3]
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    grads = _invconv1x1_backward(grad, *ctx.saved_tensors)
-    return grads[0], grads[1], None
+def _backward(ctx: Any, grad: Tensor, grad_log_det: Tensor) -> tuple[Any, ...]:
+    grads = _invconv1x1_backward(grad, grad_log_det, *ctx.saved_tensors, ctx.log_det)
+    return grads[0], grads[1], None, None
 
 
 _invconv1x1.register_autograd(_backward, setup_context=_setup)
@@ -142,17 +148,19 @@ def invconv1x1(
             shape = (channels,) if vector else (channels, channels)
             checks.check_shape(f"weight.{name}", part, "[C]" if vector else "[C, C]", shape)
             checks.check_like(f"weight.{name}", part, "x", x)
-    matrix = inverse(weight) if reverse else weight.weight() if isinstance(weight, PLU) else weight
-    y = multiply(x, matrix.to(x.dtype), mask=mask)
-    log_det = log_abs_det(weight)
-    if mask is None:
-        log_det = (log_det * x.shape[2]).expand(x.shape[0])
-    else:
-        log_det = log_det * mask.sum((1, 2), dtype=log_det.dtype)
+    mask = checks.check_mask(mask, "x", x)
+    if isinstance(weight, Tensor):  # an inverse stays float32 or wider: its log-determinant has the sign by itself
+        y, log_det = _invconv1x1(x, inverse(weight) if reverse else weight, mask, True)
+        return y, log_det
+    y, _ = _invconv1x1(x, inverse(weight) if reverse else weight.weight(), mask, False)
+    log_det = log_abs_det(weight) * reference.steps(x, mask)
     return y, -log_det if reverse else log_det
 
 
 def multiply(x: Tensor, matrix: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """Return matrix [C, C] times x [B, C, T] at every step, times `mask`: the product without a log-determinant."""
-    y: Tensor = _invconv1x1(x, matrix, checks.check_mask(mask, "x", x))
+    """Return matrix [C, C] times x [B, C, T] at every step, times `mask`: the product without a log-determinant.
+
+    The matrix has the dtype of `x`, or is float32 where `x` is half precision.
+    """
+    y: Tensor = _invconv1x1(x, matrix, checks.check_mask(mask, "x", x), False)[0]
     return y

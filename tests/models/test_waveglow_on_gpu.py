@@ -1,0 +1,120 @@
+"""WaveGlow on a GPU. `make gpu` runs these."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import fastflow
+from fastflow.audio import Denoiser
+from fastflow.models import WaveGlow
+from fastflow.models.waveglow import WaveGlowLoss
+from fastflow.ops import registry
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
+]
+
+BACKENDS = ["auto", "reference", "triton"]
+
+
+@pytest.fixture(scope="module")
+def model() -> WaveGlow:
+    """The bundled model, on the CPU."""
+    loaded = fastflow.load("waveglow-small")
+    assert isinstance(loaded, WaveGlow)
+    return loaded
+
+
+def inputs(model: WaveGlow, frames: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    mel = torch.randn(2, model.n_mel_channels, frames) - 5
+    return mel, torch.randn(2, model.n_group, frames * model.hop_length // model.n_group)
+
+
+def error(got: torch.Tensor, want: torch.Tensor) -> float:
+    got, want = got.detach().double().cpu(), want.detach().double().cpu()
+    return float((got - want).square().mean().sqrt() / want.square().mean().sqrt())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_infer_gives_the_audio_of_the_cpu(model: WaveGlow, backend: str) -> None:
+    mel, z = inputs(model)
+    with fastflow.use_backend("reference"):
+        want = copy.deepcopy(model).double().infer(mel.double(), 0.6, z=z.double())
+    with fastflow.use_backend(backend):
+        got = copy.deepcopy(model).cuda().infer(mel.cuda(), 0.6, z=z.cuda())
+    assert got.is_cuda and error(got, want) <= 1e-4
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_and_half_weights_err_at_most_twice_as_much_as_the_reference(
+    model: WaveGlow, dtype: torch.dtype, backend: str
+) -> None:
+    mel, z = (t.cuda() for t in inputs(model))
+    on_gpu = copy.deepcopy(model).cuda()
+    with fastflow.use_backend("reference"):
+        want = copy.deepcopy(on_gpu).double().infer(mel.double(), 0.6, z=z.double())
+    errors = {}
+    for name in ("reference", backend):
+        with fastflow.use_backend(name):
+            with torch.autocast("cuda", dtype):
+                errors[name, "autocast"] = error(on_gpu.infer(mel, 0.6, z=z), want)
+            half = copy.deepcopy(on_gpu).to(dtype).infer(mel.to(dtype), 0.6, z=z.to(dtype))
+            errors[name, "half"] = error(half, want)
+    for way in ("autocast", "half"):
+        assert errors[backend, way] <= 2 * errors["reference", way]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_training_step_has_the_gradients_of_the_cpu(model: WaveGlow, backend: str) -> None:
+    mel, _ = inputs(model, 12)
+    audio = 0.1 * torch.randn(2, 12 * model.hop_length)
+    grads = []
+    for name, device, dtype in (("reference", "cpu", torch.float64), (backend, "cuda", torch.float32)):
+        trained = copy.deepcopy(model).to(device, dtype).train()
+        with fastflow.use_backend(name):
+            WaveGlowLoss()(trained((mel.to(device, dtype), audio.to(device, dtype)))).backward()
+        grads.append({key: p.grad for key, p in trained.named_parameters() if p.grad is not None})
+    assert grads[0].keys() == grads[1].keys()
+    scale = max(float(g.abs().max()) for g in grads[0].values())
+    for key, want in grads[0].items():
+        torch.testing.assert_close(grads[1][key].double().cpu(), want, rtol=1e-3, atol=1e-4 * scale)
+
+
+def test_a_generator_on_the_device_repeats_and_the_denoiser_runs_there(model: WaveGlow) -> None:
+    on_gpu = copy.deepcopy(model).cuda()
+    mel = inputs(model)[0].cuda()
+    draws = [on_gpu.infer(mel, 0.6, generator=torch.Generator("cuda").manual_seed(7)) for _ in range(2)]
+    assert torch.equal(*draws)
+    cleaned = Denoiser(on_gpu)(draws[0], strength=0.01)
+    assert cleaned.is_cuda and torch.isfinite(cleaned).all()
+
+
+def test_infer_is_captured_in_a_graph(model: WaveGlow) -> None:
+    on_gpu = copy.deepcopy(model).cuda()
+    mel, z = (t.cuda() for t in inputs(model))
+    want = on_gpu.infer(mel, 0.6, z=z)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = on_gpu.infer(mel, 0.6, z=z)
+    got.fill_(float("nan"))
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(got, want)
+
+
+def test_the_compiled_gate_gives_the_reference_s_numbers() -> None:
+    if not registry.status()[3].can_run:
+        pytest.skip(registry.status()[3].reason)
+    for length in (0, 1, 7, 128, 130, 100003):
+        x = 3 * torch.randn(2, 6, length, device="cuda")
+        with fastflow.use_backend("cuda"):
+            got = fastflow.ops.gate(x)
+        with fastflow.use_backend("reference"):
+            want = fastflow.ops.gate(x.double())
+        torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5)
