@@ -1,0 +1,1 @@
+"""Published sizes, what they cost, and how long they take."""

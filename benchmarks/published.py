@@ -1,0 +1,113 @@
+"""The published arithmetic, for comparison: what stacks that use a gated block run, with the weight norm folded.
+
+After NVIDIA/waveglow `glow.py` (`WN.forward`, `WaveGlow.infer`) and jaywalnut310/vits `modules.py` (`WN`, whose masks
+Glow-TTS shares): one convolution per layer, the conditioning of all layers in one more, materialised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastflow.models import WaveGlow
+from fastflow.models.waveglow import CouplingNet
+from fastflow.nn import InvertibleConv1x1
+
+
+def _gate(a: Tensor, b: Tensor, channels: int) -> Tensor:
+    """`fused_add_tanh_sigmoid_multiply`; its `torch.jit.script` no longer fuses, `torch.compile` does."""
+    u = a + b
+    return torch.tanh(u[:, :channels]) * torch.sigmoid(u[:, channels:])
+
+
+class PublishedWN(nn.Module):
+    """A gated stack with fixed weights; arguments as `fastflow.ops.wn` has them."""
+
+    def __init__(
+        self,
+        conv_weights: Sequence[Tensor],
+        conv_biases: Sequence[Tensor],
+        res_skip_weights: Sequence[Tensor],
+        res_skip_biases: Sequence[Tensor],
+        cond_weights: Sequence[Tensor],
+        cond_biases: Sequence[Tensor],
+        dilations: Sequence[int],
+    ) -> None:
+        super().__init__()
+
+        def constants(tensors: Sequence[Tensor]) -> nn.ParameterList:
+            return nn.ParameterList(nn.Parameter(t.detach().clone(), requires_grad=False) for t in tensors)
+
+        self.conv_weights, self.conv_biases = constants(conv_weights), constants(conv_biases)
+        self.res_skip_weights = constants([w[:, :, None] for w in res_skip_weights])
+        self.res_skip_biases = constants(res_skip_biases)
+        self.cond = constants(
+            [torch.cat(list(cond_weights))[:, :, None], torch.cat(list(cond_biases))] if cond_weights else []
+        )
+        self.dilations = list(dilations)
+        self.channels = conv_weights[0].shape[1]
+
+    def forward(self, h: Tensor, cond: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        channels, last = self.channels, len(self.dilations) - 1
+        out = torch.zeros_like(h)
+        rows = 2 * channels
+        projected = F.conv1d(cond, self.cond[0], self.cond[1]) if cond is not None else None
+        for i, dilation in enumerate(self.dilations):
+            weight = self.conv_weights[i]
+            u = F.conv1d(
+                h, weight, self.conv_biases[i], padding=dilation * (weight.shape[2] - 1) // 2, dilation=dilation
+            )
+            part = projected[:, i * rows : (i + 1) * rows] if projected is not None else torch.zeros_like(u)
+            r = F.conv1d(_gate(u, part, channels), self.res_skip_weights[i], self.res_skip_biases[i])
+            if i < last:
+                h = h + r[:, :channels]
+                if mask is not None:
+                    h = h * mask
+                out = out + r[:, channels:]
+            else:
+                out = out + r
+        return out if mask is None else out * mask
+
+
+class PublishedWaveGlow(nn.Module):
+    """`WaveGlow.infer` with the weights of one of ours."""
+
+    def __init__(self, model: WaveGlow) -> None:
+        super().__init__()
+        self.upsample = nn.ConvTranspose1d(*model.upsample.weight.shape, stride=model.upsample.stride)
+        self.upsample.load_state_dict(model.upsample.state_dict())
+        self.n_group, self.early_size, self.remaining = model.n_group, model.n_early_size, model.n_remaining_channels
+        self.early = [k > 0 and k % model.n_early_every == 0 for k in range(model.n_flows)]
+        self.nets = nn.ModuleList()
+        self.ends = nn.ParameterList()
+        for net, convinv in zip(model.WN, model.convinv, strict=True):
+            assert isinstance(net, CouplingNet) and isinstance(convinv, InvertibleConv1x1)
+            packed = net._pack()
+            self.nets.append(PublishedWN(*packed, net.dilations))
+            inverse = torch.linalg.inv(convinv.conv.weight[:, :, 0].double())[:, :, None]
+            tensors = [net.start.folded_weight(), net.start.bias, net.end.weight, net.end.bias, inverse]
+            self.ends.extend(nn.Parameter(t.detach().clone(), requires_grad=False) for t in tensors if t is not None)
+        self.to(model.upsample.weight.dtype)
+
+    def forward(self, mel: Tensor, z: Tensor, sigma: float) -> Tensor:
+        """Return audio [B, T] for mel [B, n_mel, F] and unit noise z [B, n_group, T / n_group]."""
+        spect = self.upsample(mel)
+        spect = spect[:, :, : spect.shape[2] - (self.upsample.kernel_size[0] - self.upsample.stride[0])]
+        spect = spect.unfold(2, self.n_group, self.n_group).permute(0, 2, 1, 3)
+        spect = spect.contiguous().view(spect.shape[0], spect.shape[1], -1).permute(0, 2, 1)
+        used = self.remaining
+        audio = sigma * z[:, :used]
+        for k in reversed(range(len(self.nets))):
+            start_weight, start_bias, end_weight, end_bias, inverse = self.ends[5 * k : 5 * k + 5]
+            half = audio.shape[1] // 2
+            first, second = audio[:, :half], audio[:, half:]
+            out = F.conv1d(self.nets[k](F.conv1d(first, start_weight, start_bias), spect), end_weight, end_bias)
+            second = (second - out[:, :half]) / torch.exp(out[:, half:])
+            audio = F.conv1d(torch.cat((first, second), 1), inverse)
+            if self.early[k]:
+                audio = torch.cat((sigma * z[:, used : used + self.early_size], audio), 1)
+                used += self.early_size
+        return audio.permute(0, 2, 1).contiguous().view(audio.shape[0], -1)

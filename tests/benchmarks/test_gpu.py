@@ -1,0 +1,105 @@
+"""The benchmark for GPUs runs from end to end on the CPU, at toy sizes, and gives no time to what is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import gpu
+from benchmarks.published import PublishedWaveGlow
+from fastflow.ops import registry
+
+
+def run(tmp_path: Path, *arguments: str) -> int:
+    common = ["--device", "cpu", "--tiny", "--rounds", "2", "--batch", "2", "--seconds", "1", "--commit", "abc"]
+    return gpu.main([*common, "--out", str(tmp_path), *arguments])
+
+
+def rows(tmp_path: Path, part: str) -> list[dict[str, object]]:
+    loaded: list[dict[str, object]] = json.loads((tmp_path / "cpu" / f"{part}.json").read_text())
+    return loaded
+
+
+def test_everything_runs_and_rows_are_stored(tmp_path: Path) -> None:
+    assert run(tmp_path, "--variants", "eager", "ours", "graph") == 0
+    ops = rows(tmp_path, "ops")
+    assert {row["op"] for row in ops} == {*registry.SCHEMAS, *registry.BACKWARD_SCHEMAS}
+    assert {row["dtype"] for row in ops} == {"float32", "bfloat16", "float16"}
+    blocks, infer = rows(tmp_path, "blocks"), rows(tmp_path, "infer")
+    assert len(blocks) == 2 * 2 * 3 and len(infer) == 2 * 3
+    for row in [*ops, *blocks, *infer]:
+        assert 0 < row["p20_ms"] <= row["median_ms"] <= row["p80_ms"] and row["refused"] == ""
+        assert row["error"] <= row["bound"]
+        assert row["about"]["commit"] == "abc" and row["about"]["torch"] == torch.__version__
+    assert all(row["samples"] == 2 * 2 * 8 for row in infer)
+
+
+def test_a_later_run_replaces_its_own_rows_only(tmp_path: Path) -> None:
+    arguments = ["--part", "blocks", "--variants", "eager"]
+    assert run(tmp_path, *arguments, "--dtype", "float32") == 0
+    assert run(tmp_path, *arguments, "--dtype", "float32", "bfloat16", "--rounds", "3") == 0
+    assert sorted((row["case"], row["dtype"], row["rounds"]) for row in rows(tmp_path, "blocks")) == [
+        ("Glow-TTS, 40 steps, batch 1", "bfloat16", 3),
+        ("Glow-TTS, 40 steps, batch 1", "float32", 3),
+        ("VITS, 40 steps, batch 1", "bfloat16", 3),
+        ("VITS, 40 steps, batch 1", "float32", 3),
+    ]
+
+
+def test_torch_compile_is_timed_too(tmp_path: Path) -> None:
+    arguments = ["--part", "blocks", "--dtype", "float32", "--variants", "compile", "ours"]
+    assert run(tmp_path, *arguments) == 0
+    assert {row["variant"] for row in rows(tmp_path, "blocks")} == {"compile", "ours"}
+
+
+@pytest.mark.parametrize("wrong", ["off", "nan", "raises"])
+def test_what_is_wrong_gets_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
+    right = registry._implementations["reference"]["gate"]
+    calls = []
+
+    def gate(x: torch.Tensor) -> torch.Tensor:
+        calls.append(x)
+        if wrong == "raises":
+            raise ValueError("no")
+        return right(x) * (float("nan") if wrong == "nan" else 1.001)
+
+    monkeypatch.setitem(registry._implementations["cpu"], "gate", gate)
+    monkeypatch.setattr(gpu, "use_backend", lambda name: gpu.contextlib.nullcontext())
+    arguments = [
+        "--backend",
+        "cpu",
+        "--part",
+        "ops",
+        "--op",
+        "gate",
+        "--dtype",
+        "float32",
+        "--variants",
+        "eager",
+        "ours",
+    ]
+    assert run(tmp_path, *arguments) == 1
+    (eager, ours) = sorted(rows(tmp_path, "ops"), key=lambda row: str(row["variant"]))
+    assert eager["median_ms"] and not eager["refused"]
+    assert ours["median_ms"] is None
+    assert ours["refused"] == ("ValueError: no" if wrong == "raises" else "output 0 is out of bounds")
+    assert len(calls) == 1
+
+
+def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        gpu.main([])
+    assert "no GPU is available" in capsys.readouterr().err
+
+
+def test_the_published_model_is_ours() -> None:
+    model = gpu.waveglow(tiny=True).double()
+    mel, z = torch.randn(2, 4, 5).double(), torch.randn(2, 4, 10).double()
+    with torch.no_grad():
+        expected = PublishedWaveGlow(model)(mel, z, 0.6)
+    torch.testing.assert_close(model.infer(mel, 0.6, z=z), expected)
+    torch.testing.assert_close(expected.std(), torch.tensor(0.6).double(), rtol=0.5, atol=0)
