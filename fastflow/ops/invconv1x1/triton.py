@@ -324,8 +324,8 @@ def invconv1x1_wide_bwd_weight_kernel(
     store(partials + p * C * C + offsets, acc, inside)
     if is_last(arrived + block, programs):
         acc = tl.zeros((BLOCK_I, BLOCK_J), tl.float32)
-        for q0 in range(0, programs, 4):
-            for k in tl.static_range(4):  # several loads under way
+        for q0 in range(0, programs, 2):
+            for k in tl.static_range(2):  # two loads under way
                 q = q0 + tl.full((1, 1), k, tl.int32)
                 acc += tl.load(partials + q * C * C + offsets, mask=inside & (q < programs), other=0.0)
         store(grad_weight + offsets, acc, inside)
