@@ -150,6 +150,8 @@ def _unsupported(backend: str, op: str, x: Tensor) -> str | None:
             capability = torch.cuda.get_device_capability(x.device)
             if capability < (8, 0):
                 return f"its kernels need compute capability 8.0; {x.device} has {capability[0]}.{capability[1]}"
+        if x.shape[0] > 65535 and op.startswith(("wn", "flow_step")):
+            return f"its grids take at most 65535 items; got a batch of {x.shape[0]}"
         if op.startswith("flow_step") and x.shape[1] > 32:
             return f"its `flow_step` takes at most 32 channels; got {x.shape[1]}"
     if backend == "cuda" and x.device.type != "cuda":

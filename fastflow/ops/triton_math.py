@@ -51,6 +51,16 @@ def tanh(x):
 
 
 @triton.jit
+def log_sigmoid(x):
+    """Return log(sigmoid(x)), to float32's relative accuracy also where it is next to nothing."""
+    small = tl.exp(-tl.abs(x))
+    one_and = 1 + small
+    # log(1 + small) with the rounding of the sum taken out (Kahan)
+    log = tl.where(one_and == 1, small, tl.log(one_and) * (small / (tl.where(one_and == 1, 2.0, one_and) - 1)))
+    return tl.minimum(x, 0.0) - log
+
+
+@triton.jit
 def _tanh_instruction(x):
     """NVIDIA's tanh instruction: relative error at most 2^-11 (PTX ISA, `tanh.approx.f32`)."""
     return tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from triton.runtime.errors import OutOfResources
 
 log = logging.getLogger("fastflow")
 
@@ -88,7 +89,7 @@ def precision(dtype: torch.dtype) -> str:
 
 
 def aligned_channels_last(x: Tensor) -> Tensor:
-    """Return x [B, C, T] as [B, T, C] with dense, 16-byte aligned rows of channels; copied only where it is not so."""
+    """Return x [B, C, T] as [B, T, C] with dense rows of channels: a view where they are also aligned to 16 bytes."""
     y = x.transpose(1, 2)
     size = x.element_size()
     dense = y.stride(2) == 1 and y.stride(1) * size % 16 == 0 and y.stride(0) * size % 16 == 0
@@ -302,25 +303,31 @@ def launch(kernel: Any, grid: Grid, *args: Any, sizes: dict[str, int], **options
     call = (kernel.__name__, device, x.dtype, options.get("PRECISION"), *sizes.values())
     config = _seen.get(call)
     if config is not None:
-        _run(kernel, grid, args, options, config)
+        # a mask or another option may need more than the launch that this was found for
+        _seen[call] = _run_where_it_fits(kernel, grid, args, options, config)
         return
     name = kernel.__name__.removesuffix("_kernel")
     key = _key(name, device, kind_of(x.dtype, options.get("PRECISION")), sizes)
     config = _chosen.get(key)
     if config is None:
-        config = _first_launch(kernel, grid, args, options, sizes)
+        config = _first_launch(kernel, grid, args, options, sizes, key)
         if config is None:
             return
         _chosen[key] = config
     else:
-        _run(kernel, grid, args, options, config)
+        config = _run_where_it_fits(kernel, grid, args, options, config)
     if len(_seen) >= _SEEN:
         _seen.clear()
     _seen[call] = config
 
 
 def _first_launch(
-    kernel: Any, grid: Grid, args: tuple[Any, ...], options: dict[str, Any], sizes: dict[str, int]
+    kernel: Any,
+    grid: Grid,
+    args: tuple[Any, ...],
+    options: dict[str, Any],
+    sizes: dict[str, int],
+    key: tuple[Any, ...],
 ) -> dict[str, int] | None:
     """Launch with the table's configuration, or search if that is asked for; None where a later launch shall search."""
     x: Tensor = args[0]
@@ -330,8 +337,9 @@ def _first_launch(
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             _run(kernel, grid, args, options, config)
             return None
-        with _searching:
-            config = _search(kernel, grid, args, options, sizes, config)
+        with _searching:  # another thread may have found it meanwhile
+            config = _chosen.get(key) or _search(kernel, grid, args, options, sizes, config)
+            _chosen[key] = config
         _run(kernel, grid, args, options, config)
         return config
     return _run_where_it_fits(kernel, grid, args, options, config)
@@ -368,8 +376,6 @@ def _run_where_it_fits(
     kernel: Any, grid: Grid, args: tuple[Any, ...], options: dict[str, Any], config: dict[str, int]
 ) -> dict[str, int]:
     """Launch, with smaller blocks than the table's where sizes that it does not know need too much shared memory."""
-    from triton.runtime.errors import OutOfResources
-
     try:
         _run(kernel, grid, args, options, config)
         return config

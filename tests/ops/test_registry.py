@@ -84,6 +84,7 @@ def test_on_a_gpu_auto_takes_triton_forward_and_backward(monkeypatch: pytest.Mon
     ("x", "reason"),
     [
         (OnGpu(device=torch.device("cpu")), "cannot run `wn`: the tensors are on cpu"),
+        (OnGpu(shape=(65536, 8, 1)), "its grids take at most 65535 items; got a batch of 65536"),
         (OnGpu(dtype=torch.float64), "its kernels take float32, float16 and bfloat16; got torch.float64"),
     ],
 )

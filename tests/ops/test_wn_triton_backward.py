@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastflow import ops
+from fastflow import ops, use_backend
 from fastflow.ops import registry
 from tests.ops.cases import BACKENDS, CASES, Case, convert, tensors
 
@@ -170,3 +170,22 @@ def test_nothing_beside_the_inputs_is_read() -> None:
     )
     for g, e in zip(ours, expected, strict=True):
         torch.testing.assert_close(g, e, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("block", [False, True])
+def test_conditioning_without_channels_is_none(block: bool) -> None:
+    """Empty conditioning takes nothing from the other gradients."""
+    h, conv, res_skip = torch.randn(2, 4, 9), torch.randn(8, 4, 3), torch.randn(4, 4)
+    cond, cond_weight = torch.randn(2, 0, 9), torch.randn(8, 0)
+    grads = []
+    for backend in ("reference", "triton"):
+        x = h.clone().requires_grad_(True)
+        with use_backend(backend):
+            if block:
+                out = ops.wn(x, [conv], [], [res_skip], [], cond, [cond_weight], dilations=[1])
+            else:
+                out = ops.wn_layer(x, conv, None, res_skip, None, cond, cond_weight, residual=False)[1]
+            (grad,) = torch.autograd.grad(out.square().sum(), x)
+        grads.append(grad)
+    assert grads[0].abs().sum() > 0
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-4, atol=1e-5)

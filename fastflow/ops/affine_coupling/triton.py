@@ -8,17 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 from fastflow.ops import registry, tuning
+from fastflow.ops.triton_math import log_sigmoid
 from fastflow.ops.triton_tiles import at, is_last, rows, store, sum_partials, tile_origin
-
-
-@triton.jit
-def log_sigmoid(x):
-    """Return log(sigmoid(x)), to float32's relative accuracy also where it is next to nothing."""
-    small = tl.exp(-tl.abs(x))
-    one_and = 1 + small
-    # log(1 + small) with the rounding of the sum taken out (Kahan)
-    log = tl.where(one_and == 1, small, tl.log(one_and) * (small / (tl.where(one_and == 1, 2.0, one_and) - 1)))
-    return tl.minimum(x, 0.0) - log
 
 
 @triton.jit

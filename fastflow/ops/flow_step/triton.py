@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastflow.ops import registry, tuning
-from fastflow.ops.triton_math import INTERPRETED, cast, dot
+from fastflow.ops.triton_math import INTERPRETED, cast, dot, log_sigmoid
 
 AT_ONCE = tl.constexpr(8 if INTERPRETED.value else 1024)  # partial sums that the last program adds at once
 
@@ -70,11 +70,6 @@ def _end(
 
 
 @triton.jit
-def _log_sigmoid(x):
-    return tl.minimum(x, 0.0) - tl.log(1 + tl.exp(-tl.abs(x)))
-
-
-@triton.jit
 def _couple(moved, shift, log_scale, FORM: tl.constexpr, REVERSE: tl.constexpr):
     """Return the transformed half and its log scale."""
     if FORM == "additive":
@@ -83,7 +78,7 @@ def _couple(moved, shift, log_scale, FORM: tl.constexpr, REVERSE: tl.constexpr):
         s = log_scale
         return (moved - shift) * tl.exp(-s) if REVERSE else tl.exp(s) * moved + shift, s
     else:
-        s = _log_sigmoid(log_scale + 2)
+        s = log_sigmoid(log_scale + 2)
         return moved * tl.exp(-s) - shift if REVERSE else (moved + shift) * tl.exp(s), s
 
 
@@ -310,7 +305,7 @@ def flow_step_bwd_kernel(
         g_shift = -g_moved if REVERSE else g_moved
         g_scale = tl.zeros_like(g_shift)
     else:
-        s = log_scale if FORM == "exp" else _log_sigmoid(log_scale + 2)
+        s = log_scale if FORM == "exp" else log_sigmoid(log_scale + 2)
         scale = tl.exp(-s if REVERSE else s)
         scaled = moved * scale  # the part of y that s multiplies
         g_in = g_moved * scale

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastflow.ops import registry, tuning
+from fastflow.ops.wn import reference
 from fastflow.ops.wn_layer.triton import conditioning, dense, launch_layer, relaid, tap_major
 from fastflow.ops.wn_layer.triton_backward import Gradients, Layer, Needs, Outputs, layer_backward
 
@@ -45,11 +46,28 @@ def wn_backward(
     count = len(conv_weights)
     last = count - 1
     flat: list[Tensor | None] = []
-    if any(x.numel() == 0 for x in (grad, h, *conv_weights, *([] if cond is None else [cond]))):
-        for given, need in zip(inputs, needs, strict=True):
-            tensors = given if isinstance(given, list) else [] if given is None else [given]
-            flat += [torch.zeros_like(tensor) if need else None for tensor in tensors]
-        return [h.new_empty(0) if g is None else g for g in flat]
+    if any(
+        x.numel() == 0 for x in (grad, h, *conv_weights, *([] if cond is None else [cond]))
+    ):  # nothing to launch for
+        return reference.wn_backward(
+            grad,
+            h,
+            conv_weights,
+            conv_biases,
+            res_skip_weights,
+            res_skip_biases,
+            cond,
+            cond_weights,
+            cond_biases,
+            input_biases,
+            mask,
+            dilations,
+            causal,
+            res_scale,
+            skip_scale,
+            last_residual,
+            needs,
+        )
 
     # Everything is re-laid once, here.
     unused = channels if last_residual else 0  # rows of the last layer that no one reads

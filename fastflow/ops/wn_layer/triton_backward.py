@@ -22,6 +22,7 @@ from torch import Tensor
 
 from fastflow.ops import registry, tuning
 from fastflow.ops.triton_math import cast, dot, load_where, tanh_and_sigmoid
+from fastflow.ops.wn_layer import reference
 from fastflow.ops.wn_layer.triton import conditioning, dense, gate_inputs, padding_before, relaid, tap_major
 
 
@@ -698,10 +699,27 @@ def wn_layer_backward(
     inputs = [h, conv_weight, conv_bias, res_skip_weight, res_skip_bias, cond, cond_weight, cond_bias, input_bias]
     wanted = Needs(*(n and x is not None for x, n in zip(inputs, needs, strict=True)))
     batch, channels, time = h.shape
-    if any(x.numel() == 0 for x in (h, conv_weight, res_skip_weight)) or (cond is not None and cond.numel() == 0):
-        return [
-            torch.zeros_like(x) if n and x is not None else h.new_empty(0) for x, n in zip(inputs, wanted, strict=True)
-        ]
+    if any(x is not None and x.numel() == 0 for x in (h, conv_weight, res_skip_weight, cond)):  # nothing to launch for
+        grads = reference.wn_layer_backward(
+            grad_h,
+            grad_skip,
+            h,
+            conv_weight,
+            conv_bias,
+            res_skip_weight,
+            res_skip_bias,
+            cond,
+            cond_weight,
+            cond_bias,
+            input_bias,
+            mask,
+            dilation,
+            causal,
+            res_scale,
+            residual,
+            list(wanted),
+        )
+        return [g if n else h.new_empty(0) for g, n in zip(grads, wanted, strict=True)]
 
     if residual:  # re-laid into one tensor, masked and scaled on the way
         grad_r = h.new_empty(batch, time, res_skip_weight.shape[0])
