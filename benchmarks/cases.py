@@ -281,11 +281,12 @@ def block_cases(block: Block, seconds: int, batch: int, *, ops: tuple[str, ...],
     return [cases[op] for op in ops]
 
 
-def _rotation(m: Maker, channels: int) -> Tensor:
+def _invertible(m: Maker, channels: int) -> Tensor:
+    """A scaled rotation: the log-determinant of a rotation itself is zero, and no error could be relative to it."""
     if m.device.type == "meta":
         return m.randn(channels, channels)
-    weight: Tensor = torch.linalg.qr(m.randn(channels, channels, dtype=torch.float32)).Q
-    return weight.to(m.dtype).contiguous()
+    rotation: Tensor = torch.linalg.qr(m.randn(channels, channels, dtype=torch.float32)).Q
+    return (1.1 * rotation).to(m.dtype).contiguous()
 
 
 def small_cases(
@@ -339,7 +340,7 @@ def small_cases(
     if invconv:
 
         def product(m: Maker) -> tuple[Any, ...]:
-            return m.randn(1, channels, steps), _rotation(m, channels), m.mask(1, steps) if mask else None, True
+            return m.randn(1, channels, steps), _invertible(m, channels), m.mask(1, steps) if mask else None, True
 
         flops = 2.0 * channels * size
         weight = channels * channels
@@ -359,7 +360,7 @@ def small_cases(
 
         def norm(m: Maker, reverse: bool = False) -> tuple[Any, ...]:
             x = m.randn(1, channels, steps)
-            scale = m.randn(channels, scale=0.1) if m.device.type == "meta" else 1 + m.randn(channels, scale=0.1)
+            scale = m.randn(channels, scale=0.1) if m.device.type == "meta" else 1.1 + m.randn(channels, scale=0.1)
             return x, m.randn(channels), scale, m.mask(1, steps) if mask else None, reverse
 
         cases += [
@@ -411,7 +412,7 @@ def flow_step_cases(block: Block, channels: int, early: int, seconds: int, *, ma
             m.randn(1, block.S, steps),
             m.weight(entering, block.S),
             m.randn(entering, scale=0.1),
-            _rotation(m, channels),
+            _invertible(m, channels),
             m.randn(1, early, steps) if early and reverse else None,
             0 if reverse else early,
             "exp",

@@ -7,13 +7,14 @@
 Parts: "ops" is each operation at its published sizes beside plain PyTorch; "blocks" is a VITS and a Glow-TTS stack;
 "infer" is WaveGlow-256 from mel to audio. Each case is checked first, against float64 for float32 and against float32
 for half precision, where twice the error of plain PyTorch in the same dtype is allowed. A case that is out of bounds is
-stored with its error and without a time, and the exit status is 1.
+stored with its error and without a time, one that raises is printed with its error, and the exit status is 1.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import datetime
 import gc
 import importlib.metadata
@@ -135,6 +136,8 @@ class Bench:
 
     def measure(self, runs: dict[str, Run]) -> dict[str, list[float]]:
         """Time the variants, taking turns within a round; the order turns from round to round."""
+        if not runs:  # all were refused
+            return {}
         counts = {}
         for name, run in runs.items():
             for i in range(3):
@@ -149,19 +152,33 @@ class Bench:
         return times
 
     def graph(self, run: Callable[..., Any], inputs: list[tuple[Tensor, ...]]) -> Run:
-        """Capture a call; the returned function copies a set of inputs in and replays it."""
-        static = tuple(t.clone() for t in inputs[0])
-        stream = torch.cuda.Stream(self.device)
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                run(*static)
-        torch.cuda.current_stream(self.device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            out = run(*static)
+        """Return a function that copies a set of inputs in and replays `run`.
+
+        The first call, which is the checked one, captures: what cannot be captured is refused like any other error.
+        """
+        static: tuple[Tensor, ...] = ()
+        graph: torch.cuda.CUDAGraph | None = None
+        out: Any = None
+
+        def capture() -> None:
+            nonlocal static, graph, out
+            static = tuple(t.clone() for t in inputs[0])
+            stream = torch.cuda.Stream(self.device)
+            stream.wait_stream(torch.cuda.current_stream(self.device))
+            # The warm-up is on the capture's stream: libraries keep a workspace for each. The outer `with` leaves
+            # that stream even where the capture fails; `torch.cuda.graph` does not.
+            with torch.cuda.stream(stream):
+                for _ in range(3):
+                    run(*static)
+                captured = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(captured, stream=stream):
+                    out = run(*static)
+            torch.cuda.current_stream(self.device).wait_stream(stream)
+            graph = captured
 
         def replay(i: int) -> Any:
+            if graph is None:
+                capture()
             for to, source in zip(static, inputs[i], strict=True):
                 to.copy_(source)
             graph.replay()
@@ -263,15 +280,25 @@ def wider(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float32 else torch.float32
 
 
+HAVE_LOG_DET = ("affine_coupling", "invconv1x1", "actnorm", "flow_step")
+"""The operations whose second output is a log-determinant."""
+LOG_DET_TERM = 1e-5
+"""What a float32 log-determinant may be off for every value that it is the sum over."""
+
+
+def size(x: Tensor) -> float:
+    """Return the rms, never zero."""
+    return max(float(x.double().square().mean().sqrt()), 1e-30)
+
+
 def relative(x: Tensor, reference: Tensor) -> float:
     """Return rms of the error / rms of the reference."""
-    reference = reference.double()
-    scale = reference.square().mean().sqrt().clamp(min=1e-30)
-    return float((x.double() - reference).square().mean().sqrt() / scale)
+    return float((x.double() - reference.double()).square().mean().sqrt()) / size(reference)
 
 
 def worst(row: Row, got: Any, expected: Any, plain: Any, dtype: torch.dtype) -> None:
     """Set the row's error and bound to those of the output that is nearest to its bound, or say which is beyond it."""
+    log_det = 1 if row.op in HAVE_LOG_DET else None
     triples = list(zip(tensors(got), tensors(expected), tensors(plain), strict=True))
     nearest = -1.0
     for i, (g, e, p) in enumerate(triples):
@@ -283,6 +310,9 @@ def worst(row: Row, got: Any, expected: Any, plain: Any, dtype: torch.dtype) -> 
         error = relative(g, e)
         # half precision: twice plain PyTorch's error in that dtype, at least one rounding; float32: a fixed bound
         bound = 1e-4 if dtype == torch.float32 else max(2 * relative(p, e), torch.finfo(dtype).eps)
+        if i == log_det and dtype == torch.float32:  # a sum over channels and steps, whose terms may cancel
+            terms = triples[0][1].numel() / e.numel()
+            bound = max(bound, LOG_DET_TERM * terms / size(e))
         if not error / bound <= nearest:
             row.error, row.bound, nearest = error, bound, error / bound
         if not error <= bound:  # NaN too
@@ -416,9 +446,10 @@ def bench_infer(bench: Bench, frames: int, batch: int, dtype: torch.dtype, tiny:
     torch._dynamo.reset()
     model = waveglow(tiny)
     name = f"{'toy WaveGlow' if tiny else 'WaveGlow-256'}, {frames} frames, batch {batch}"
-    published_wide = PublishedWaveGlow(model.to(wider(dtype))).to(bench.device)
     model = model.to(bench.device, dtype)
     published = PublishedWaveGlow(model).to(bench.device)
+    # of the rounded weights, so that their rounding is in nobody's error
+    published_wide = PublishedWaveGlow(copy.deepcopy(model).to(wider(dtype))).to(bench.device)
     m = Maker(dtype, bench.device)
     steps = frames * model.hop_length // model.n_group
     shapes = (batch, model.n_mel_channels, frames), (batch, model.n_group, steps)
@@ -476,40 +507,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with use_backend(backend):  # raises with the reason where it cannot run
         pass
     bench = Bench(device, backend, options.rounds, options.out, options.commit, set(options.variants))
-    for work in _work(bench, options):
+    for name, work in _work(bench, options):
         try:
+            gc.collect()
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
             work()
-        except torch.OutOfMemoryError as error:
-            print(f"out of memory: {str(error).splitlines()[0]}", flush=True)
+        except Exception as error:  # the other cases go on
+            print(f"{name} | FAILED: {type(error).__name__}: {error}", flush=True)
             bench.failed = True
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
     print(f"{len(bench.rows)} rows in {options.out / bench.model}; {'FAILED' if bench.failed else 'all within bounds'}")
     return 1 if bench.failed else 0
 
 
-def _work(bench: Bench, options: argparse.Namespace) -> Iterator[Callable[[], None]]:
+def _work(bench: Bench, options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Yield each case's name and what runs it."""
     dtypes = [DTYPES[name] for name in options.dtype]
     if "ops" in options.part:
         for case in toy_cases() if options.tiny else CASES:
             if (not options.op or case.op in options.op) and (not options.case or options.case in case.name):
                 for dtype in dtypes:
-                    yield lambda case=case, dtype=dtype: bench_op(bench, case, dtype)
+                    yield (
+                        f"{case.op} | {case.name} | {dtype}",
+                        lambda case=case, dtype=dtype: bench_op(bench, case, dtype),
+                    )
     if "blocks" in options.part:
         for block in (cases.VITS, cases.GLOW_TTS):
             steps = 40 if options.tiny else cases.steps_of(block.model, 10)
             toy = cases.Block(block.model, 8, 5, 2, (1,), 6 if block.cond_channels else 0, block.cond, mask=True)
             for dtype in dtypes:
                 used = toy if options.tiny else block
-                yield lambda used=used, steps=steps, dtype=dtype: bench_block(bench, used, steps, dtype)
+                yield (
+                    f"wn | {block.model}, {steps} steps | {dtype}",
+                    lambda used=used, steps=steps, dtype=dtype: bench_block(bench, used, steps, dtype),
+                )
     if "infer" in options.part:
         for seconds in options.seconds:
             for batch in options.batch:
                 frames = seconds + 1 if options.tiny else cases.FRAMES[seconds]
                 for dtype in dtypes:
-                    yield lambda frames=frames, batch=batch, dtype=dtype: bench_infer(
-                        bench, frames, batch, dtype, options.tiny
+                    yield (
+                        f"infer | {frames} frames, batch {batch} | {dtype}",
+                        lambda frames=frames, batch=batch, dtype=dtype: bench_infer(
+                            bench, frames, batch, dtype, options.tiny
+                        ),
                     )
 
 

@@ -89,6 +89,54 @@ def test_what_is_wrong_gets_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(calls) == 1
 
 
+GATE = ["--part", "ops", "--op", "gate", "--dtype", "float32", "bfloat16"]
+
+
+def test_where_every_variant_is_refused_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be captured is a refused row: here, everything, for want of a GPU."""
+    monkeypatch.setattr(gpu.Bench, "wants", lambda self, variant: variant == "graph")
+    assert run(tmp_path, *GATE) == 1
+    refused = rows(tmp_path, "ops")
+    assert [(row["dtype"], row["variant"]) for row in refused] == [
+        (dtype, variant) for dtype in ("float32", "bfloat16") for variant in ("eager graph", "ours graph")
+    ]
+    assert all(row["refused"] and row["median_ms"] is None for row in refused)
+
+
+def test_a_case_that_raises_is_named_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = registry._implementations["reference"]["gate"]
+
+    def gate(x: torch.Tensor) -> torch.Tensor:
+        if x.dtype == torch.float64:  # what float32 is checked against
+            raise ValueError("no")
+        return right(x)
+
+    monkeypatch.setitem(registry._implementations["reference"], "gate", gate)
+    assert run(tmp_path, *GATE, "--variants", "ours") == 1
+    (row,) = rows(tmp_path, "ops")
+    assert row["dtype"] == "bfloat16" and row["median_ms"]
+    assert f"gate | {row['case']} | torch.float32 | FAILED: ValueError: no" in capsys.readouterr().out
+
+
+def row_of(op: str) -> gpu.Row:
+    return gpu.Row("ops", "", op, "float32", "")
+
+
+def test_a_log_determinant_is_measured_by_its_terms() -> None:
+    y, log_det = torch.ones(2, 4, 100), torch.zeros(2)
+    expected = [y.double(), torch.full((2,), 1e-9).double()]
+    for op, off, refused in (
+        ("actnorm", 1e-3, ""),
+        ("actnorm", 1e-2, "output 1 is out of bounds"),
+        ("gate", 1e-3, "output 1 is out of bounds"),
+    ):
+        row = row_of(op)
+        gpu.worst(row, [y, log_det + off], expected, [y, log_det], torch.float32)
+        assert row.refused == refused
+
+
 def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -19,6 +20,18 @@ pytestmark = [
 ]
 
 BACKENDS = ["auto", "reference", "triton"]
+
+
+@pytest.fixture(autouse=True)
+def no_tf32() -> Iterator[None]:
+    """Convolutions use tf32 unless told otherwise."""
+    modules = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = [module.fp32_precision for module in modules]
+    for module in modules:
+        module.fp32_precision = "ieee"
+    yield
+    for module, precision in zip(modules, before, strict=True):
+        module.fp32_precision = precision
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +112,12 @@ def test_infer_is_captured_in_a_graph(model: WaveGlow) -> None:
     on_gpu = copy.deepcopy(model).cuda()
     mel, z = (t.cuda() for t in inputs(model))
     want = on_gpu.infer(mel, 0.6, z=z)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        got = on_gpu.infer(mel, 0.6, z=z)
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        on_gpu.infer(mel, 0.6, z=z)  # libraries keep a workspace for each stream
+        with torch.cuda.graph(graph, stream=stream):
+            got = on_gpu.infer(mel, 0.6, z=z)
     got.fill_(float("nan"))
     graph.replay()
     torch.cuda.synchronize()
