@@ -358,6 +358,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if _triton.interpreted():
         parser.error("TRITON_INTERPRET is set: nothing would be compiled")
+    for arch in options.arch:
+        if arch not in tuning.SHARED_MEMORY and not arch.startswith("gfx"):
+            known = ", ".join(tuning.SHARED_MEMORY)
+            parser.error(f"--arch must be one of {known}, or AMD's, such as gfx942; got {arch!r}")
     registry._load_triton()
     implemented = registry._implementations["triton"]
     cases = [

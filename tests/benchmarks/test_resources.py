@@ -62,6 +62,11 @@ def test_spills_are_found(arch: str, size: int, matrix: str) -> None:
     assert nothing == ""
 
 
+def test_an_unknown_architecture_is_named() -> None:
+    done = run("-m", "benchmarks.resources", "--arch", "sm_42")
+    assert done.returncode == 2 and "--arch must be one of sm_80, " in done.stderr and "got 'sm_42'" in done.stderr
+
+
 def test_too_much_shared_memory_and_serialized_products_are_violations() -> None:
     from benchmarks.resources import Row
 
