@@ -114,7 +114,7 @@ def test_gradients(case: Case, length: int) -> None:
     for got, want in zip(gradients(case, args, options), wants, strict=True):
         assert (want is None) == (got is None)
         if want is not None:
-            torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5)
 
 
 def gradients(case: Case, args: Any, options: Any, backend: str = "triton") -> tuple[torch.Tensor | None, ...]:
@@ -254,7 +254,7 @@ def test_compiled_forward_and_backward(name: str) -> None:
     for g, w in zip(got, want, strict=True):
         assert (g is None) == (w is None)
         if g is not None:
-            torch.testing.assert_close(g, w, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(g, w, rtol=1e-4, atol=1e-5)
 
 
 def test_under_autocast() -> None:

@@ -73,7 +73,7 @@ def check(case: Case, length: int) -> None:
     expected = backward(case, "reference", args, options)
     for g, e, i in zip(got, expected, argument_of(args), strict=True):
         if args[i] is not None:  # what is returned for None is never looked at
-            torch.testing.assert_close(g, e, rtol=1e-4, atol=2e-5)
+            torch.testing.assert_close(g, e, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_nothing_beside_the_inputs_is_read() -> None:
         *on_device((grad_h, grad_skip.contiguous())), *plain, *values, False, EVERYTHING
     )
     for g, e in zip(ours, expected, strict=True):
-        torch.testing.assert_close(g, e, rtol=1e-4, atol=2e-5)
+        torch.testing.assert_close(g, e, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("block", [False, True])

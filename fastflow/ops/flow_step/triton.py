@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastflow.ops import registry, tuning
 from fastflow.ops.triton_math import INTERPRETED, cast, dot, log_sigmoid
+from fastflow.ops.triton_tiles import is_last
 
 AT_ONCE = tl.constexpr(8 if INTERPRETED.value else 1024)  # partial sums that the last program adds at once
 
@@ -187,7 +188,7 @@ def flow_step_fwd_kernel(
         tiles = tl.num_programs(0)
         tl.store(partials + b * tiles + tile, tl.sum(tl.sum(counted, 1), 0))
         # whoever comes last adds them up, in an order that does not depend on who that is
-        if tl.atomic_add(arrived + b, 1, sem="acq_rel") == tiles - 1:
+        if is_last(arrived + b, tiles):
             sums = tl.zeros((AT_ONCE,), tl.float32)
             k = tl.arange(0, AT_ONCE)
             start = 0

@@ -10,7 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from fastflow.ops import registry, tuning
-from fastflow.ops.triton_math import tanh
+from fastflow.ops.triton_math import gate as gated
+from fastflow.ops.triton_math import tanh_and_sigmoid
 from fastflow.ops.triton_tiles import at, rows, store, tile_origin
 
 
@@ -37,9 +38,9 @@ def gate_fwd_kernel(
     # both [BLOCK_C, BLOCK_T]
     first = tl.load(at(x, b, c0, t0, stride_xb, stride_xc, stride_xt) + offsets, mask=inside, other=0.0)
     second = tl.load(at(x2, b, c0, t0, stride_xb, stride_xc, stride_xt) + offsets, mask=inside, other=0.0)
-    result = tanh(first.to(tl.float32)) * tl.sigmoid(second.to(tl.float32))
+    result = gated(first.to(tl.float32), second.to(tl.float32), y.dtype.element_ty)
     y_tile = at(y, b, c0, t0, stride_yb, T, 1)
-    store(y_tile + c * T + t, result, inside)
+    tl.store(y_tile + c * T + t, result, mask=inside)
 
 
 @triton.jit
@@ -71,8 +72,7 @@ def gate_bwd_kernel(
     g = tl.load(g_tile + c * stride_gc + t * stride_gt, mask=inside, other=0.0).to(tl.float32)
     first = tl.load(at(x, b, c0, t0, stride_xb, stride_xc, stride_xt) + offsets, mask=inside, other=0.0)
     second = tl.load(at(x2, b, c0, t0, stride_xb, stride_xc, stride_xt) + offsets, mask=inside, other=0.0)
-    a = tanh(first.to(tl.float32))
-    s = tl.sigmoid(second.to(tl.float32))
+    a, s = tanh_and_sigmoid(first.to(tl.float32), second.to(tl.float32), x.dtype.element_ty)
     offsets = c * T + t
     store(at(grad_x, b, c0, t0, stride_yb, T, 1) + offsets, g * (1 - a * a) * s, inside)
     store(at(grad_x2, b, c0, t0, stride_yb, T, 1) + offsets, g * a * (1 - s) * s, inside)
