@@ -1,4 +1,4 @@
-# Every habit is one word: make demo, test, gpu, lint, build, wheel, clean.
+# Every habit is one word: make demo, test, oldest, gpu, lint, build, wheel, clean.
 #   PYTHON   the Python that makes the virtual environment
 #   VENV     where it goes
 #   TORCH    which PyTorch it gets, in pip's spelling
@@ -9,9 +9,10 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 
 BIN := $(VENV)/bin
+OLDEST := $(VENV)/oldest
 SOURCES := $(shell find csrc -type f)
 
-.PHONY: demo test gpu lint build wheel clean
+.PHONY: demo test oldest gpu lint build wheel clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python scripts/demo.py $(if $(IN),--in "$(IN)")
@@ -19,10 +20,19 @@ demo: $(VENV)/.ready
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest
 
-# On a machine with a GPU; TORCH must then name a CUDA build.
-gpu: $(VENV)/.ready
-	$(BIN)/python -m pytest -m gpu
-	$(BIN)/python -m benchmarks.gpu
+# The libraries as they were built, in the oldest PyTorch that they are for.
+oldest: $(VENV)/.ready $(OLDEST)/.ready
+	$(OLDEST)/bin/python -m pytest tests/test_packaging.py tests/test_native.py -k "loads_into or gate or wn_layer"
+
+# On a machine with a GPU. With fastflow/_cuda.so there, and PyTorch, Triton and pytest in VENV or in PYTHON, nothing is
+# compiled or installed; else TORCH must name a CUDA build.
+gpu:
+	@if [ -e fastflow/_cuda.so ]; then for python in $(BIN)/python $(PYTHON); do \
+		if $$python -c "import pytest, torch, triton; assert torch.version.cuda" 2>/dev/null; then \
+			echo "$$python -m benchmarks.session"; exec $$python -m benchmarks.session; \
+		fi; \
+	done; fi; \
+	$(MAKE) build && $(BIN)/python -m benchmarks.session
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
@@ -54,6 +64,12 @@ $(VENV)/.native: $(VENV)/.torch setup.py pyproject.toml $(SOURCES)
 # Dependencies come in a step of their own: some are built from source and want their own build tools, isolated.
 $(VENV)/.ready: $(VENV)/.native
 	$(BIN)/pip install --quiet "fastflow[test]"
+	touch $@
+
+# setuptools is what tests/test_packaging.py reads setup.py with.
+$(OLDEST)/.ready: $(VENV)/.torch
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install --quiet "torch==2.10.0" numpy "pytest>=8" "setuptools>=77"
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.ready

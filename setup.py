@@ -7,7 +7,8 @@ Environment:
     FASTFLOW_BUILD_CPU=0     leave out the cpu library (and with it the cuda library): a pure Python package
     FASTFLOW_BUILD_CUDA=0    leave out the cuda library
     FASTFLOW_BUILD_CUDA=1    fail without the cuda library, instead of warning and leaving it out
-    FASTFLOW_CUDA_ARCHS      compute capabilities for the cuda library, such as "80 90"
+    FASTFLOW_CUDA_ARCHS      compute capabilities for the cuda library, such as "80 90a"; 90 instead of 90a
+                             leaves out Hopper's own kernels (wgmma, TMA)
     CUDA_HOME, CXX, MAX_JOBS as usual
 """
 
@@ -36,7 +37,8 @@ except ImportError as error:  # what new environments of Python 3.10 and 3.11 br
 ROOT = Path(__file__).parent.resolve()
 TORCH_TARGET_VERSION = "0x020a000000000000"  # 2.10: the oldest PyTorch whose ABI has all that csrc/ calls
 TORCH_TARGET_FLAG = f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"
-DEFAULT_CUDA_ARCHS = "75 80 86 89 90 100 120"
+# 90a is compute capability 9.0 with the instructions that only it has. Listed with a letter, code runs nowhere else.
+DEFAULT_CUDA_ARCHS = "75 80 86 89 90a 100 120"
 
 COMMON_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 # PyTorch's std::optional<Tensor> sets off a false -Wmaybe-uninitialized in GCC 12.
@@ -156,24 +158,57 @@ def max_jobs() -> int:
     return max(1, min(len(os.sched_getaffinity(0)), free_bytes // (2 << 30)))
 
 
-def cuda_arch_flags(nvcc: Path) -> list[str]:
-    """Return machine code for every architecture that nvcc knows, and PTX of the newest for those to come."""
+def arch_number(arch: str) -> int:
+    return int(arch.rstrip("a"))
+
+
+def cuda_archs(nvcc: Path) -> list[str]:
+    """Return the architectures to build for, oldest first: those asked for, or the default ones that nvcc knows."""
     try:
         listed = subprocess.check_output([nvcc, "--list-gpu-arch"], text=True)
     except (OSError, subprocess.CalledProcessError) as error:
         raise BuildError(f"{nvcc} --list-gpu-arch failed ({error})") from error
     known = set(re.findall(r"compute_(\d+)", listed))
+    # The list leaves out those with a letter; an nvcc that takes -std=c++20 knows them from 90 on.
+    known |= {f"{arch}a" for arch in known if int(arch) >= 90}
     asked = os.environ.get("FASTFLOW_CUDA_ARCHS")
     wanted = (asked or DEFAULT_CUDA_ARCHS).replace(".", "").replace(",", " ").replace(";", " ").split()
     unknown = [arch for arch in wanted if arch not in known]
     if asked and (unknown or not wanted):
         got = " ".join(unknown) or repr(asked)
         raise SystemExit(f"`FASTFLOW_CUDA_ARCHS` must name architectures that nvcc knows; got {got}")
-    archs = sorted((arch for arch in wanted if arch in known), key=int)
+    archs = sorted(known.intersection(wanted), key=lambda arch: (arch_number(arch), arch))
     if not archs:
         raise BuildError(f"{nvcc} knows none of the architectures {DEFAULT_CUDA_ARCHS}")
-    flags = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
-    return [*flags, f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}"]
+    return archs
+
+
+def archs_of(stem: str, archs: list[str]) -> list[str]:
+    """Return those of `archs` that the kernels in the file of this stem are for: its name says from which on."""
+    if "_sm90" in stem:
+        return [arch for arch in archs if arch == "90a"]
+    if "_sm80" in stem:
+        return [arch for arch in archs if arch_number(arch) >= 80]
+    return archs
+
+
+def arch_flags(stem: str, archs: list[str]) -> list[str]:
+    """Return machine code for every architecture that a file is for, and PTX of the newest for those to come.
+
+    There is no PTX of an architecture with a letter, whose code no other runs. A file that is for none of them is
+    compiled for the first, so that its functions can be linked; its kernels are empty there, and the host does not
+    choose them (`instruction_sets`).
+    """
+    mine = archs_of(stem, archs) or archs[:1]
+    flags = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in mine]
+    newest = [arch for arch in mine if arch.isdigit()][-1:]
+    return flags + [f"-gencode=arch=compute_{arch},code=compute_{arch}" for arch in newest]
+
+
+def instruction_sets(archs: list[str]) -> list[str]:
+    """Return what tells the host code for which instruction sets this library holds kernels."""
+    kernels = {"SM80": "_sm80", "SM90A": "_sm90"}
+    return [f"-DFASTFLOW_HAS_{name}={int(bool(archs_of(stem, archs)))}" for name, stem in kernels.items()]
 
 
 class NinjaFile:
@@ -267,22 +302,29 @@ class BuildNative(build_ext):
     def cuda_library(self, ninja: NinjaFile, folder: Path) -> str:
         torch, compiler, home = find_torch(), find_compiler(), find_cuda_home()
         nvcc = home / "bin/nvcc"
-        compile_tail = "-MMD -MF $out.d -c $in -o $out"
-        host = [compiler, *HOST_FLAGS, "-DUSE_CUDA", *torch_includes(torch), "-isystem", home / "include"]
+        archs = cuda_archs(nvcc)
+        hosts, devices = (sorted((ROOT / "csrc/cuda").glob(pattern)) for pattern in ("*.cpp", "*.cu"))
+        compile_tail = "$flags -MMD -MF $out.d -c $in -o $out"
+        # <arch/...> is hardware here, and its model where csrc/emulator takes this folder's place.
+        includes = ["-I", "csrc/cuda"]
+        host = [compiler, *HOST_FLAGS, "-DUSE_CUDA", *instruction_sets(archs), *includes]
+        host += [*torch_includes(torch), "-isystem", home / "include"]
         ninja.rule("host", host, compile_tail, depfile=True)
-        # nvcc hands the host compiler's flags on. ptxas -v reports the registers and spills of every kernel as part
-        # of the build's output.
-        through = [f"-Xcompiler={flag}" for flag in ("-fPIC", "-fvisibility=hidden", torch_prefix_map(torch))]
-        device = ["-std=c++20", "-O3", "-Xptxas=-v", "-ccbin", compiler, *through, *cuda_arch_flags(nvcc)]
-        defines = ["-DUSE_CUDA", TORCH_TARGET_FLAG]
-        ninja.rule("nvcc", [nvcc, *device, *defines, "-isystem", torch / "include"], compile_tail, depfile=True)
+        # Device code knows nothing of PyTorch. nvcc hands the host compiler's flags on. ptxas -v reports the registers
+        # and spills of every kernel as part of the build's output. Architectures are compiled at once where there are
+        # more cores than files.
+        through = [f"-Xcompiler={flag}" for flag in ("-fPIC", "-fvisibility=hidden")]
+        device = ["-std=c++20", "-O3", "-Xptxas=-v", "-ccbin", compiler, *through, *includes]
+        threads = ["--threads", str(max(1, max_jobs() // max(1, len(devices))))]
+        ninja.rule("nvcc", [nvcc, *device, *threads], compile_tail, depfile=True)
         libraries = [flag for name in ("lib64", "lib") if (home / name).exists() for flag in ("-L", home / name)]
         link = [compiler, *LINK_FLAGS, "-L", torch / "lib", *libraries]
         ninja.rule("link", link, "$in -ltorch -lcudart_static -ldl -lrt -lpthread -o $out", depfile=False)
         objects = []
-        for pattern, rule in (("*.cpp", "host"), ("*.cu", "nvcc")):
-            for path in sorted((ROOT / "csrc/cuda").glob(pattern)):
-                objects.append(ninja.build(f"{folder}/{path.name}.o", rule, [str(path.relative_to(ROOT))]))
+        for path in [*hosts, *devices]:
+            flags = " ".join(arch_flags(path.stem, archs)) if path in devices else ""
+            source, rule = str(path.relative_to(ROOT)), "nvcc" if path in devices else "host"
+            objects.append(ninja.build(f"{folder}/{path.name}.o", rule, [source], flags))
         return ninja.build(f"{folder}/_cuda.so", "link", objects)
 
 

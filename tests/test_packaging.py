@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,6 +16,7 @@ from types import ModuleType
 
 import pytest
 import setuptools
+import torch
 
 import fastflow
 from fastflow import _native
@@ -22,6 +24,8 @@ from fastflow import _native
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(fastflow.__file__).parent
 LIBRARIES = [path for name in ("_cpu.so", "_cuda.so") if (path := PACKAGE / name).exists()]
+
+OLDEST_TORCH = "2.10"  # test_target_version_is_the_oldest_supported_torch holds the sources to it
 
 needs_sources = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="tests run outside the source tree")
 needs_nm = pytest.mark.skipif(shutil.which("nm") is None, reason="nm is not installed")
@@ -73,14 +77,43 @@ def test_symbols(library: Path) -> None:
     assert "fastflow" not in defined, "kernels must not be exported: two libraries in one process would share them"
 
 
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda path: path.name)
+def test_audit(library: Path) -> None:
+    """Every function that is called of PyTorch is in its stable ABI since the oldest version that is supported."""
+    audit = pytest.importorskip("torch_abi_audit", reason="torch-abi-audit is not installed: it takes Python 3.11")
+    verdict = audit.inspect_extension(library).torch
+    assert verdict.stable and not verdict.unstable_symbols
+    assert not verdict.unknown_shim_symbols
+    oldest = tuple(map(int, OLDEST_TORCH.split(".")))
+    assert tuple(map(int, verdict.min_torch_version.split(".")))[:2] <= oldest, verdict.version_defining_symbols
+
+
+@needs_nm
+@pytest.mark.skipif(not (PACKAGE / "_cuda.so").exists(), reason="fastflow/_cuda.so is not built")
+def test_the_cuda_library_takes_no_driver() -> None:
+    """It loads on a machine without one: what it calls of the driver is asked for at run time."""
+    undefined = subprocess.check_output(["nm", "-D", "--undefined-only", str(PACKAGE / "_cuda.so")], text=True)
+    assert not re.findall(r"\bcu[A-Z]\w*", undefined)
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda path: path.name)
+def test_it_loads_into_this_pytorch(library: Path) -> None:
+    """`make oldest` runs this in the oldest PyTorch that is supported, with the libraries as they are."""
+    reason = _native.status()[library.stem.removeprefix("_")]
+    if library.name == "_cuda.so" and torch.version.cuda is None:
+        assert reason is not None and "this PyTorch is built without CUDA" in reason
+    else:
+        assert reason is None
+
+
 @needs_nm
 @pytest.mark.parametrize("library", LIBRARIES, ids=lambda path: path.name)
 def test_dependencies(library: Path) -> None:
-    """libtorch is named, so that its symbols are found; the CUDA runtime is inside."""
+    """libtorch is named, so that its symbols are found; the CUDA runtime is inside, and the driver is not needed."""
     dynamic = subprocess.check_output(["readelf", "-d", str(library)], text=True)
     needed = set(re.findall(r"\(NEEDED\).*\[(.+)\]", dynamic))
     assert "libtorch.so" in needed
-    assert not [name for name in needed if name.startswith(("libcudart", "libpython", "libc10", "libtorch_python"))]
+    assert not [name for name in needed if name.startswith(("libcuda", "libpython", "libc10", "libtorch_python"))]
     assert "RPATH" not in dynamic and "RUNPATH" not in dynamic
 
 
@@ -138,6 +171,32 @@ def test_wheel(tmp_path: Path) -> None:
     assert tables and tables <= set(names)
     assert not [name for name in names if name.startswith(("csrc/", "tests/", "build/"))]
     assert str(tmp_path).encode() not in library
+
+
+@needs_sources
+def test_sdist(tmp_path: Path) -> None:
+    """Everything to build and to test is in it, the kernels, their model on the CPU and the Makefile among it."""
+    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    files = [name for name in listed.stdout.splitlines() if (ROOT / name).exists()]
+    for name in files:
+        (to := tmp_path / "project" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, to)
+    command = [sys.executable, "-m", "build", "--sdist", "--no-isolation", str(tmp_path / "project")]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    with tarfile.open(tmp_path / f"project/dist/fastflow-{fastflow.__version__}.tar.gz") as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    # what is left out is for working on the project, not with it
+    assert {name for name in files if name not in packed} <= {
+        ".ci/run",
+        ".gitignore",
+        ".pre-commit-config.yaml",
+        "CONTRIBUTING.md",
+    }
+    assert not [name for name in packed if name.endswith(".so")]
 
 
 @needs_sources
@@ -246,10 +305,57 @@ def test_architectures_that_were_asked_for_must_be_some(
     setup_py: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nvcc = program(tmp_path / "nvcc", "echo compute_90")
-    for asked, got in (("90 999", "999"), (" ", "' '")):
+    for asked, got in (("90 999", "999"), (" ", "' '"), ("80a", "80a"), ("90b", "90b")):
         monkeypatch.setenv("FASTFLOW_CUDA_ARCHS", asked)
         with pytest.raises(SystemExit, match=rf"`FASTFLOW_CUDA_ARCHS` must name .*; got {got}$"):
-            setup_py.cuda_arch_flags(nvcc)
+            setup_py.cuda_archs(nvcc)
+
+
+KNOWN = "75 80 86 87 89 90 100 120 121"
+ARCHITECTURES = {  # asked for, known to nvcc: what is built
+    "all": (None, KNOWN, "75 80 86 89 90a 100 120"),
+    "older nvcc": (None, "75 80 90", "75 80 90a"),
+    "in any order": ("120,8.0;9.0a", KNOWN, "80 90a 120"),
+    "Hopper": ("90a", KNOWN, "90a"),
+    "without wgmma": ("9.0", KNOWN, "90"),
+    "both": ("90a 90", KNOWN, "90 90a"),
+}
+
+
+@needs_sources
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_architectures(setup_py: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    asked, known, built = ARCHITECTURES[name]
+    nvcc = program(tmp_path / "nvcc", "\n".join(f"echo compute_{arch}" for arch in known.split()))
+    if asked is not None:
+        monkeypatch.setenv("FASTFLOW_CUDA_ARCHS", asked)
+    assert setup_py.cuda_archs(nvcc) == built.split()
+
+
+@needs_sources
+def test_each_file_is_compiled_for_the_architectures_that_it_is_for(setup_py: ModuleType) -> None:
+    """And PTX, for GPUs to come, is of the newest architecture without a letter."""
+
+    def compiled(stem: str, archs: str) -> str:
+        flags = setup_py.arch_flags(stem, archs.split())
+        return " ".join(re.fullmatch(r"-gencode=arch=compute_\w+,code=(\w+)", flag).group(1) for flag in flags)
+
+    everything = "75 80 90a 120"
+    assert compiled("gate", everything) == "sm_75 sm_80 sm_90a sm_120 compute_120"
+    assert compiled("wn_sm80", everything) == "sm_80 sm_90a sm_120 compute_120"
+    assert compiled("wn_sm90", everything) == "sm_90a"
+    assert compiled("wn_backward_sm80", "80 90a") == "sm_80 sm_90a compute_80"
+    assert compiled("gate", "90a") == "sm_90a"
+    # for none of these: empty kernels, so that the functions around them are there
+    assert compiled("wn_sm90", "80 90") == "sm_80 compute_80"
+    assert compiled("wn_sm80", "75") == "sm_75 compute_75"
+
+
+@needs_sources
+def test_host_code_is_told_which_kernels_the_library_has(setup_py: ModuleType) -> None:
+    for archs, sm80, sm90a in (("75", 0, 0), ("75 86", 1, 0), ("80 90", 1, 0), ("90a", 1, 1)):
+        expected = [f"-DFASTFLOW_HAS_SM80={sm80}", f"-DFASTFLOW_HAS_SM90A={sm90a}"]
+        assert setup_py.instruction_sets(archs.split()) == expected
 
 
 @needs_sources
@@ -273,7 +379,8 @@ def test_target_version_is_the_oldest_supported_torch() -> None:
     """setup.py compiles for the ABI of the oldest PyTorch that pyproject.toml lets in."""
     target = int(re.findall(r'TORCH_TARGET_VERSION = "(0x\w+)"', (ROOT / "setup.py").read_text())[0], 16)
     oldest = re.findall(r'"torch>=(\d+)\.(\d+)"', (ROOT / "pyproject.toml").read_text())
-    assert set(oldest) == {(str(target >> 56), str(target >> 48 & 0xFF))}
+    assert set(oldest) == {(str(target >> 56), str(target >> 48 & 0xFF))} == {tuple(OLDEST_TORCH.split("."))}
+    assert f"torch=={OLDEST_TORCH}.0" in (ROOT / "Makefile").read_text()
 
 
 def test_typing_marker_is_installed() -> None:

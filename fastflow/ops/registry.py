@@ -64,6 +64,19 @@ BACKWARD_SCHEMAS = {
     "flow_step_backward": f"(Tensor grad, Tensor grad_log_det, {_FLOW_STEP}) -> Tensor[]",
 }
 
+# Where fastflow_cuda differs: the gated operations are told whether they may multiply float32 in tf32, and their
+# backward is made of `wn_gate_backward`, which computes the gate's input again and returns its gradient [B, 2G, T] and
+# the gate's output [B, G, T]. `ops/<op>/cuda.py` bridges the two.
+_CUDA_SCHEMAS = {
+    "wn_layer": f"({_WN_LAYER}, bool tf32) -> (Tensor, Tensor)",
+    "wn": f"({_WN}, bool tf32) -> Tensor",
+    "wn_gate_backward": (
+        "(Tensor grad_r, Tensor h, Tensor conv_weight, Tensor? conv_bias, Tensor res_skip_weight, Tensor? cond, "
+        "Tensor? cond_weight, Tensor? cond_bias, Tensor? input_bias, int dilation, bool causal, bool residual, "
+        "bool tf32) -> (Tensor, Tensor)"
+    ),
+}
+
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 
 # `auto` asks from left to right. Measured on one core with AVX-512, float32, interleaved with the reference: `wn` 1.1
@@ -113,6 +126,15 @@ def _load_triton() -> None:
         importlib.import_module(f"fastflow.ops.{op}.triton_backward")
 
 
+@functools.cache
+def _load_cuda(key: str) -> None:
+    """Register what the CUDA library implements for a dispatch key: CUDA, or in the tests' emulator CPU."""
+    for op in (SCHEMAS | BACKWARD_SCHEMAS).keys() - _CUDA_SCHEMAS.keys():
+        _implement_native("cuda", op, key)
+    for op in ("wn_layer", "wn"):
+        importlib.import_module(f"fastflow.ops.{op}.cuda")
+
+
 def _unavailable(backend: str) -> str | None:
     """Return why `backend` cannot run anything on this machine, or None."""
     if backend == "reference":
@@ -122,9 +144,13 @@ def _unavailable(backend: str) -> str | None:
         if reason is None:
             _load_triton()
         return reason
+    if backend == "cuda" and _emulated:
+        return None
     reason = _native.status()[backend] or _refused.get(backend)
-    if reason is None and backend == "cuda" and not torch.cuda.is_available():
-        return "no CUDA device is available"
+    if reason is None and backend == "cuda":
+        if not torch.cuda.is_available():
+            return "no CUDA device is available"
+        _load_cuda("CUDA")
     return reason
 
 
@@ -154,8 +180,11 @@ def _unsupported(backend: str, op: str, x: Tensor) -> str | None:
             return f"its grids take at most 65535 items; got a batch of {x.shape[0]}"
         if op.startswith("flow_step") and x.shape[1] > 32:
             return f"its `flow_step` takes at most 32 channels; got {x.shape[1]}"
-    if backend == "cuda" and x.device.type != "cuda":
-        return f"the tensors are on {x.device}"
+    if backend == "cuda":
+        if x.device.type != "cuda" and not _emulated:
+            return f"the tensors are on {x.device}"
+        if x.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+            return f"its kernels take float64, float32, float16 and bfloat16; got {x.dtype}"
     return None
 
 
@@ -248,13 +277,13 @@ def status() -> list[BackendStatus]:
 def _register_native() -> None:
     """Define the schemas for the compiled libraries and register what each of them implements."""
     _native.load()
-    for backend, key in (("cpu", "CPU"), ("cuda", "CUDA")):
+    for backend, schemas in (("cpu", SCHEMAS), ("cuda", SCHEMAS | BACKWARD_SCHEMAS | _CUDA_SCHEMAS)):
         library: Any = torch.library.Library(f"fastflow_{backend}", "DEF")  # type: ignore[no-untyped-call]
         _libraries.append(library)
-        for op, schema in SCHEMAS.items():
+        for op, schema in schemas.items():
             library.define(op + schema)
-            if torch._C._dispatch_has_kernel_for_dispatch_key(f"fastflow_{backend}::{op}", key):
-                implement(backend, op, getattr(getattr(torch.ops, f"fastflow_{backend}"), op))
+    for op in SCHEMAS:
+        _implement_native("cpu", op, "CPU")
     try:
         if "gate" in _implementations["cpu"]:  # where a library has something to refuse, it says so on its first call
             probe = torch.zeros(1, 2, 1, dtype=torch.float32, device="cpu")  # whatever the program's defaults are
@@ -263,6 +292,20 @@ def _register_native() -> None:
         _refused["cpu"] = str(error).splitlines()[0]
 
 
+def _implement_native(backend: str, op: str, key: str) -> None:
+    """Register a compiled library's implementation of `op`, if it has one."""
+    if torch._C._dispatch_has_kernel_for_dispatch_key(f"fastflow_{backend}::{op}", key):
+        implement(backend, op, getattr(getattr(torch.ops, f"fastflow_{backend}"), op))
+
+
+def emulate() -> None:
+    """Run backend "cuda" on the CPU from now on: the tests' emulator has registered its kernels there."""
+    global _emulated
+    _load_cuda("CPU")
+    _emulated = True
+
+
+_emulated = False
 _refused: dict[str, str] = {}  # why a library that is loaded does not run, such as FASTFLOW_CPU_ISA
 _libraries: list[torch.library.Library] = []  # a Library takes its definitions back when it is collected
 _register_native()

@@ -88,7 +88,7 @@ def test_every_kernel_compiles_without_spills_at_published_sizes(
     registry._load_triton()
     for op in registry._implementations["triton"]:
         for arch in ARCHS:
-            for dtype in ("fp32", "bf16", "fp16") if arch == "sm_80" else ("fp32", "bf16"):
+            for dtype in ("fp32", "bf16") if arch == "sm_80" else ("bf16",):
                 assert any(row["arch"] == arch and row["dtype"] == dtype and op in row["ops"] for row in rows), (
                     f"nothing was compiled for {op} on {arch} in {dtype}"
                 )

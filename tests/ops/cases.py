@@ -57,13 +57,13 @@ def _wn_layer(
     causal: bool = False,
     res_scale: float = 1.0,
     residual: bool = True,
+    cond_channels: int = 6,
 ) -> Callable[..., Any]:
     def make(t: int, dtype: torch.dtype) -> tuple[tuple[Any, ...], dict[str, Any]]:
         def r(*shape: int, scale: float = 0.5) -> Tensor:
             return _random(*shape, dtype=dtype, layout=layout, scale=scale)
 
-        batch, cond_channels = 2, 6
-        rows = 2 * gate
+        batch, rows = 2, 2 * gate
         cond_t = {
             "none": None,
             "local": lambda: r(batch, cond_channels, t),
@@ -105,12 +105,13 @@ def _wn(
     res_scale: float = 1.0,
     skip_scale: float = 1.0,
     last_residual: bool = False,
+    cond_channels: int = 6,
 ) -> Callable[..., Any]:
     def make(t: int, dtype: torch.dtype) -> tuple[tuple[Any, ...], dict[str, Any]]:
         def r(*shape: int, scale: float = 0.5) -> Tensor:
             return _random(*shape, dtype=dtype, layout=layout, scale=scale)
 
-        batch, cond_channels, rows = 2, 6, 2 * gate
+        batch, rows = 2, 2 * gate
         outs = [skip + (channels if last_residual or i < layers - 1 else 0) for i in range(layers)]
         cond_t = {
             "none": None,
@@ -277,6 +278,23 @@ CASES = [
     Case("flow_step wide", ops.flow_step, _flow_step(channels=32, hidden=33, transform_first=True, early=2)),
     Case("flow_step wide reverse", ops.flow_step, _flow_step(True, channels=18, form="sigmoid", early=5)),
     Case("flow_step without log_det", ops.flow_step, _flow_step(True, log_det=False)),
+]
+
+# Sizes that matrix units take, multiples of 8 channels: below and across the widths of tiles.
+_WIDE = {"channels": 16, "gate": 24, "skip": 8, "cond_channels": 16}
+_WIDER = {"channels": 72, "gate": 136, "skip": 40, "cond_channels": 80}
+
+WIDE = [
+    Case("wn_layer wide", ops.wn_layer, _wn_layer(**_WIDE, dilation=2)),
+    Case("wn_layer wide strided", ops.wn_layer, _wn_layer(**_WIDE, layout="strided", kernel=5, mask=True)),
+    Case("wn_layer wide causal", ops.wn_layer, _wn_layer(**_WIDE, causal=True, dilation=16, cond="none", bias=False)),
+    Case("wn_layer wide projected", ops.wn_layer, _wn_layer(**_WIDE, cond="projected", res_scale=0.5**0.5)),
+    Case("wn_layer wide skip only", ops.wn_layer, _wn_layer(**_WIDE, residual=False, cond="global", input_bias=2)),
+    Case("wn_layer wider", ops.wn_layer, _wn_layer(**_WIDER, dilation=3)),
+    Case("wn wide", ops.wn, _wn(**_WIDE, layers=4, last_residual=True, skip_scale=0.6)),
+    Case("wn wide projected", ops.wn, _wn(**_WIDE, cond="projected", input_bias=2, mask=True, layout="strided")),
+    Case("wn wide global", ops.wn, _wn(**_WIDE, cond="projected global", input_bias=1, mask=True, causal=True)),
+    Case("wn wider", ops.wn, _wn(**_WIDER, layers=2, kernel=5)),
 ]
 
 

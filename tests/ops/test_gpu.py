@@ -1,4 +1,4 @@
-"""The Triton kernels on a GPU: what the interpreter cannot show. `make gpu` runs these."""
+"""The kernels on a GPU: what interpreter and emulator cannot show. `make gpu` runs these."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.cases import Block, Maker
 from fastflow import ops, use_backend
-from tests.ops.cases import CASES, LENGTHS, Case, convert, tensors
+from tests.ops.cases import CASES, LENGTHS, WIDE, Case, convert, tensors
 from tests.ops.test_contract import rms
 
 DEVICE = "cuda"
@@ -20,7 +20,8 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
 ]
 
-by_name = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+by_name = pytest.mark.parametrize("case", [*CASES, *WIDE], ids=lambda c: c.name)
+by_backend = pytest.mark.parametrize("backend", ["triton", "cuda"])
 HALVES = [torch.float16, torch.bfloat16]
 
 
@@ -58,7 +59,7 @@ def made(case: Case, length: int, dtype: torch.dtype, device: str = DEVICE) -> t
     return on_device(args, device), on_device(options, device)
 
 
-def run(case: Case, args: Any, options: Any, backend: str = "triton") -> list[torch.Tensor]:
+def run(case: Case, args: Any, options: Any, backend: str) -> list[torch.Tensor]:
     with use_backend(backend):
         return list(tensors(case.function(*args, **options)))
 
@@ -81,21 +82,23 @@ def expected(case: Case, args: Any, options: Any) -> list[torch.Tensor]:
 
 @by_name
 @pytest.mark.parametrize("length", LENGTHS)
-def test_float32(case: Case, length: int) -> None:
+@by_backend
+def test_float32(backend: str, case: Case, length: int) -> None:
     args, options = made(case, length, torch.float32)
-    for got, want in zip(run(case, args, options), expected(case, args, options), strict=True):
+    for got, want in zip(run(case, args, options, backend), expected(case, args, options), strict=True):
         torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5)
 
 
 @by_name
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("length", [129, 1134])
+@by_backend
 def test_half_precision_errs_at_most_twice_as_much_as_plain_pytorch(
-    case: Case, dtype: torch.dtype, length: int
+    backend: str, case: Case, dtype: torch.dtype, length: int
 ) -> None:
     args, options = made(case, length, dtype)
     plain = run(case, args, options, "reference")
-    for got, p, want in zip(run(case, args, options), plain, expected(case, args, options), strict=True):
+    for got, p, want in zip(run(case, args, options, backend), plain, expected(case, args, options), strict=True):
         assert got.dtype == p.dtype
         if got.numel():
             assert rms(got - want) <= half_bound(p, want)
@@ -108,16 +111,17 @@ def half_bound(plain: torch.Tensor, want: torch.Tensor) -> torch.Tensor:
 
 @by_name
 @pytest.mark.parametrize("length", [33, 300])
-def test_gradients(case: Case, length: int) -> None:
+@by_backend
+def test_gradients(backend: str, case: Case, length: int) -> None:
     args, options = made(case, length, torch.float32)
     wants = gradients(case, convert(args, torch.float64), convert(options, torch.float64), "reference")
-    for got, want in zip(gradients(case, args, options), wants, strict=True):
+    for got, want in zip(gradients(case, args, options, backend), wants, strict=True):
         assert (want is None) == (got is None)
         if want is not None:
             torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5)
 
 
-def gradients(case: Case, args: Any, options: Any, backend: str = "triton") -> tuple[torch.Tensor | None, ...]:
+def gradients(case: Case, args: Any, options: Any, backend: str) -> tuple[torch.Tensor | None, ...]:
     """The gradients of all arguments, for gradients of all outputs that are the same in every dtype."""
     leaves = [t.detach().requires_grad_(True) for t in tensors(args) if t.is_floating_point()]
     args = _with_leaves(args, iter(leaves))
@@ -162,7 +166,8 @@ REAL = [
 
 @pytest.mark.parametrize("case", REAL, ids=lambda c: c.name)
 @pytest.mark.parametrize("precision", ["bfloat16", "float32", "tf32"])
-def test_real_sizes_forward_and_backward(case: Case, precision: str) -> None:
+@by_backend
+def test_real_sizes_forward_and_backward(backend: str, case: Case, precision: str) -> None:
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     args, options = made(case, 700, dtype)
 
@@ -173,7 +178,7 @@ def test_real_sizes_forward_and_backward(case: Case, precision: str) -> None:
     plains = both(args, options, "reference")
     if precision == "tf32":
         torch.backends.cuda.matmul.fp32_precision = "tf32"  # until the fixture ends
-    for i, (got, plain, want) in enumerate(zip(both(args, options, "triton"), plains, wants, strict=True)):
+    for i, (got, plain, want) in enumerate(zip(both(args, options, backend), plains, wants, strict=True)):
         if got is None or plain is None or want is None:
             assert got is None and plain is None and want is None, i
         elif got.numel():
@@ -184,27 +189,29 @@ def test_real_sizes_forward_and_backward(case: Case, precision: str) -> None:
 
 
 @by_name
-def test_the_same_bits_every_time(case: Case) -> None:
+@by_backend
+def test_the_same_bits_every_time(backend: str, case: Case) -> None:
     args, options = made(case, 1134, torch.float32)
-    first = run(case, args, options)
+    first = run(case, args, options, backend)
     for _ in range(5):
-        assert all(torch.equal(a, b) for a, b in zip(run(case, args, options), first, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(run(case, args, options, backend), first, strict=True))
 
 
 @by_name
-def test_captured_in_a_graph(case: Case) -> None:
+@by_backend
+def test_captured_in_a_graph(backend: str, case: Case) -> None:
     if case.name.startswith("invconv") and "reverse" in case.name:
         pytest.skip("the inverse is checked on the host")
     args, options = made(case, 130, torch.float32)
     if case.function is ops.invconv1x1 and args[0].shape[1] > 32:
         pytest.skip("the log-determinant of more than 32 channels is from torch.linalg, which may not be capturable")
-    want = run(case, args, options)
+    want = run(case, args, options, backend)
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        run(case, args, options)
+        run(case, args, options, backend)
         with torch.cuda.graph(graph, stream=stream):
-            got = run(case, args, options)
+            got = run(case, args, options, backend)
     torch.cuda.current_stream().wait_stream(stream)
     for out in got:
         out.fill_(float("nan"))
@@ -214,30 +221,33 @@ def test_captured_in_a_graph(case: Case) -> None:
 
 
 @by_name
-def test_on_another_stream(case: Case) -> None:
+@by_backend
+def test_on_another_stream(backend: str, case: Case) -> None:
     args, options = made(case, 1134, torch.float32)
-    want = run(case, args, options)
+    want = run(case, args, options, backend)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         torch.cuda._sleep(20_000_000)  # what is launched on the default stream would come before this has ended
-        got = run(case, copied(args), options)
+        got = run(case, copied(args), options, backend)
     stream.synchronize()
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a second GPU")
 @by_name
-def test_on_a_second_device(case: Case) -> None:
+@by_backend
+def test_on_a_second_device(backend: str, case: Case) -> None:
     args, options = made(case, 130, torch.float32)
-    want = run(case, args, options)
-    got = run(case, on_device(args, "cuda:1"), on_device(options, "cuda:1"))
+    want = run(case, args, options, backend)
+    got = run(case, on_device(args, "cuda:1"), on_device(options, "cuda:1"), backend)
     assert torch.cuda.current_device() == 0
     assert all(g.device.index == 1 and torch.equal(g.to("cuda:0"), w) for g, w in zip(got, want, strict=True))
 
 
 @pytest.mark.parametrize("name", ["wn", "affine exp forward", "invconv", "actnorm"])
-def test_compiled_forward_and_backward(name: str) -> None:
+@by_backend
+def test_compiled_forward_and_backward(backend: str, name: str) -> None:
     torch._dynamo.reset()
     case = next(c for c in CASES if c.name == name)
     args, options = made(case, 130, torch.float32)
@@ -248,7 +258,7 @@ def test_compiled_forward_and_backward(name: str) -> None:
             (o.float().square().sum() for o in tensors(case.function(*a, **options))), torch.zeros((), device=DEVICE)
         )
 
-    with use_backend("triton"):
+    with use_backend(backend):
         want = torch.autograd.grad(loss(*args), leaves, allow_unused=True)
         got = torch.autograd.grad(torch.compile(loss, fullgraph=True)(*args), leaves, allow_unused=True)
     for g, w in zip(got, want, strict=True):
@@ -257,12 +267,13 @@ def test_compiled_forward_and_backward(name: str) -> None:
             torch.testing.assert_close(g, w, rtol=1e-4, atol=1e-5)
 
 
-def test_under_autocast() -> None:
+@by_backend
+def test_under_autocast(backend: str) -> None:
     case = next(c for c in CASES if c.name == "wn")
     args, options = made(case, 130, torch.float32)
-    want = run(case, args, options)
+    want = run(case, args, options, backend)
     with torch.autocast(DEVICE, torch.bfloat16):
-        got = run(case, args, options)
+        got = run(case, args, options, backend)
     for g, w in zip(got, want, strict=True):
         assert g.dtype == torch.bfloat16
         torch.testing.assert_close(g.float(), w, rtol=0.05, atol=0.1)

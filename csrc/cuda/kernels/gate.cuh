@@ -1,39 +1,73 @@
+// The gated activation unit and its gradient. The channels of a half lie behind each other: to these kernels a batch
+// entry is one row of G * T elements.
 #pragma once
 
-#include <cuda_runtime.h>
-
-#include <cstdint>
-#include <type_traits>
-
-#include "../../params.h"
+#include "lane_tile.cuh"
+#include "wn_gate.cuh"
 
 namespace fastflow {
 
-// Type of the arithmetic: float32 or wider.
 template <class T>
-using gate_accumulator_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-// One thread per element, in grid-sized strides; neighbouring threads touch neighbouring time steps.
-template <class T>
-__global__ void gate_kernel(const GateParams<T> p) {
-  using acc_t = gate_accumulator_t<T>;
-  const int64_t total = p.batch * p.channels * p.time;
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < total; i += stride) {
-    const int64_t b = i / (p.channels * p.time), within = i % (p.channels * p.time);
-    const T* x = p.x + b * p.x_batch + within;
-    const acc_t filter = static_cast<acc_t>(x[0]);
-    const acc_t gate = static_cast<acc_t>(x[p.channels * p.time]);
-    p.y[i] = static_cast<T>(tanh(filter) / (acc_t(1) + exp(-gate)));
-  }
+__global__ void __launch_bounds__(kRowThreads) gate_kernel(const GateParams<T> p) {
+  using Tile = ElementTile<T>;
+  constexpr int count = 32 / sizeof(T);
+  const int64_t half = p.channels * p.time;
+  const WarpItem item(Tile::tiles(half));
+  if (item.row >= p.batch) return;
+  const T* u = p.x + item.row * p.x_batch;  // [G, T]
+  const T* v = u + half;                    // [G, T]
+  T* y = p.y + item.row * half;             // [G, T]
+  const int64_t first = static_cast<int64_t>(item.tile) * Tile::kSize - Tile::elements_past_boundary(y);
+  const Tile tile(first, half, Tile::is_aligned(u + first) && Tile::is_aligned(v + first));
+  accumulator_t<T> us[count], vs[count];
+  tile.load(u, us);
+  tile.load(v, vs);
+#pragma unroll
+  for (int e = 0; e < count; ++e) us[e] = WnGate<T>(us[e], vs[e]).value();
+  tile.store(y, us);
 }
 
 template <class T>
-void launch_gate(const GateParams<T>& p, cudaStream_t stream) {
-  constexpr int threads = 256;
-  const int64_t blocks = (p.batch * p.channels * p.time + threads - 1) / threads;
-  constexpr int64_t max_blocks = 1 << 20;  // well under the grid's limit; the stride covers the rest
-  gate_kernel<T><<<static_cast<unsigned>(blocks < max_blocks ? blocks : max_blocks), threads, 0, stream>>>(p);
+__global__ void __launch_bounds__(kRowThreads) gate_backward_kernel(const GateBackwardParams<T> p) {
+  using Tile = ElementTile<T>;
+  constexpr int count = 32 / sizeof(T);
+  const int64_t half = p.channels * p.time;
+  const WarpItem item(Tile::tiles(half));
+  if (item.row >= p.batch) return;
+  const T* u = p.x + item.row * p.x_batch;           // [G, T]
+  const T* v = u + half;                             // [G, T]
+  const T* grad = p.grad + item.row * p.grad_batch;  // [G, T]
+  T* grad_u = p.grad_x + item.row * 2 * half;        // [G, T]
+  T* grad_v = grad_u + half;                         // [G, T]
+  const int64_t first = static_cast<int64_t>(item.tile) * Tile::kSize - Tile::elements_past_boundary(grad_u);
+  const Tile tile(
+      first, half,
+      Tile::is_aligned(u + first) && Tile::is_aligned(v + first) && Tile::is_aligned(grad + first) &&
+          Tile::is_aligned(grad_v + first));
+  accumulator_t<T> us[count], vs[count], gs[count];
+  tile.load(u, us);
+  tile.load(v, vs);
+  tile.load(grad, gs);
+#pragma unroll
+  for (int e = 0; e < count; ++e) {
+    const WnGate<T> gate(us[e], vs[e]);
+    us[e] = gate.grad_u(gs[e]);
+    vs[e] = gate.grad_v(gs[e]);
+  }
+  tile.store(grad_u, us);
+  tile.store(grad_v, vs);
+}
+
+template <class T>
+void launch_gate(const GateParams<T>& p, arch::Stream stream) {
+  const int64_t items = p.batch * ElementTile<T>::tiles(p.channels * p.time);
+  arch::launch(gate_kernel<T>, p, arch::Launch{grid_of(items, kRowThreads / 32), kRowThreads, 0}, stream);
+}
+
+template <class T>
+void launch_gate_backward(const GateBackwardParams<T>& p, arch::Stream stream) {
+  const int64_t items = p.batch * ElementTile<T>::tiles(p.channels * p.time);
+  arch::launch(gate_backward_kernel<T>, p, arch::Launch{grid_of(items, kRowThreads / 32), kRowThreads, 0}, stream);
 }
 
 }  // namespace fastflow

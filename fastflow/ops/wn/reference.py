@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from fastflow.ops.gate.reference import gate
 from fastflow.ops.wn_layer.reference import layer_backward, preactivation, residual_and_skip
 
 
-class _Layer(NamedTuple):
+class Layer(NamedTuple):
     """What layer i takes out of the block's arguments, in the order of `wn_layer`'s."""
 
     conv_weight: Tensor
@@ -26,7 +27,7 @@ class _Layer(NamedTuple):
     residual: bool
 
 
-def _layers(
+def split_layers(
     conv_weights: list[Tensor],
     conv_biases: list[Tensor],
     res_skip_weights: list[Tensor],
@@ -37,7 +38,7 @@ def _layers(
     input_biases: list[Tensor],
     dilations: list[int],
     last_residual: bool,
-) -> list[_Layer]:
+) -> list[Layer]:
     def at(items: list[Tensor], i: int) -> Tensor | None:
         return items[i] if items else None
 
@@ -49,7 +50,7 @@ def _layers(
             rows = conv_weights[i].shape[0]
             cond_i = cond[:, i * rows : (i + 1) * rows]
         layers.append(
-            _Layer(
+            Layer(
                 conv_weights[i],
                 at(conv_biases, i),
                 res_skip_weights[i],
@@ -65,7 +66,7 @@ def _layers(
     return layers
 
 
-def _gate_input(h: Tensor, layer: _Layer, causal: bool) -> Tensor:
+def _gate_input(h: Tensor, layer: Layer, causal: bool) -> Tensor:
     return preactivation(
         h,
         layer.conv_weight,
@@ -97,7 +98,7 @@ def wn(
     last_residual: bool,
 ) -> Tensor:
     out: Tensor | None = None
-    for layer in _layers(
+    for layer in split_layers(
         conv_weights,
         conv_biases,
         res_skip_weights,
@@ -118,90 +119,116 @@ def wn(
     return out if mask is None else out * mask
 
 
-def wn_backward(
-    grad: Tensor,
-    h: Tensor,
-    conv_weights: list[Tensor],
-    conv_biases: list[Tensor],
-    res_skip_weights: list[Tensor],
-    res_skip_biases: list[Tensor],
-    cond: Tensor | None,
-    cond_weights: list[Tensor],
-    cond_biases: list[Tensor],
-    input_biases: list[Tensor],
+def by_layers(
+    forward: Callable[[Tensor, Layer, Tensor | None, bool, float], tuple[Any, Tensor]],
+    backward: Callable[..., list[Tensor | None]],
+) -> Callable[..., list[Tensor]]:
+    """Make `wn_backward` of two functions for one layer.
+
+    `forward(x, layer, mask, causal, res_scale)` returns what to keep of the layer's input x, and its output (any where
+    the layer has none). `backward(grad_h, grad_skip, kept, layer, mask, causal, res_scale, needs)` returns the nine
+    gradients of `wn_layer`, None where not needed.
+    """
+
+    def wn_backward(
+        grad: Tensor,
+        h: Tensor,
+        conv_weights: list[Tensor],
+        conv_biases: list[Tensor],
+        res_skip_weights: list[Tensor],
+        res_skip_biases: list[Tensor],
+        cond: Tensor | None,
+        cond_weights: list[Tensor],
+        cond_biases: list[Tensor],
+        input_biases: list[Tensor],
+        mask: Tensor | None,
+        dilations: list[int],
+        causal: bool,
+        res_scale: float,
+        skip_scale: float,
+        last_residual: bool,
+        needs: list[bool],
+    ) -> list[Tensor]:
+        """Run the block again, keeping what each layer needs, then go backward through the layers.
+
+        `needs` has one entry for each of the nine differentiable arguments, h to input_biases, as in
+        `wn_layer_backward`. The result has one gradient per tensor of these, lists spliced in; cond's is there only
+        where cond is.
+        """
+        layers = split_layers(
+            conv_weights,
+            conv_biases,
+            res_skip_weights,
+            res_skip_biases,
+            cond,
+            cond_weights,
+            cond_biases,
+            input_biases,
+            dilations,
+            last_residual,
+        )
+        kept = []
+        x = h
+        for layer in layers:
+            keep, x = forward(x, layer, mask, causal, res_scale)
+            kept.append(keep)
+
+        grad_skip = grad * skip_scale
+        if mask is not None:
+            grad_skip = grad_skip * mask
+        # the last layer's residual output, where it has one, goes nowhere
+        grad_h = x.new_zeros(x.shape)
+        grad_cond: Tensor | None = None
+        projected: list[Tensor] = []
+        rows: list[list[Tensor | None]] = []
+        for i in reversed(range(len(layers))):
+            g = backward(
+                grad_h, grad_skip, kept.pop(), layers[i], mask, causal, res_scale, [i > 0 or needs[0], *needs[1:]]
+            )
+            grad_h = g[0] if g[0] is not None else grad_h
+            if g[5] is not None:
+                if cond_weights:
+                    grad_cond = g[5] if grad_cond is None else grad_cond.add_(g[5])
+                else:
+                    projected.insert(0, g[5])
+            rows.insert(0, g)
+        if projected:
+            grad_cond = torch.cat(projected, 1)
+
+        flat: list[Tensor | None] = [grad_h if needs[0] else None]
+        for items, column in ((conv_weights, 1), (conv_biases, 2), (res_skip_weights, 3), (res_skip_biases, 4)):
+            flat += [rows[i][column] for i in range(len(items))]
+        if cond is not None:
+            flat.append(grad_cond)
+        for items, column in ((cond_weights, 6), (cond_biases, 7), (input_biases, 8)):
+            flat += [rows[i][column] for i in range(len(items))]
+        return [h.new_empty(0) if g is None else g for g in flat]
+
+    return wn_backward
+
+
+def _keep(x: Tensor, layer: Layer, mask: Tensor | None, causal: bool, res_scale: float) -> tuple[Any, Tensor]:
+    u = _gate_input(x, layer, causal)
+    if not layer.residual:
+        return (x, u), x
+    h, _ = residual_and_skip(x, gate(u), layer.res_skip_weight, layer.res_skip_bias, mask, res_scale, True)
+    return (x, u), h
+
+
+def _layer_backward(
+    grad_h: Tensor,
+    grad_skip: Tensor,
+    kept: Any,
+    layer: Layer,
     mask: Tensor | None,
-    dilations: list[int],
     causal: bool,
     res_scale: float,
-    skip_scale: float,
-    last_residual: bool,
     needs: list[bool],
-) -> list[Tensor]:
-    """Run the block again, keeping each layer's input and gate input, then go backward through the layers.
-
-    `needs` has one entry for each of the nine differentiable arguments, h to input_biases, as in `wn_layer_backward`.
-    The result has one gradient per tensor of these, lists spliced in; cond's is there only where cond is.
-    """
-    layers = _layers(
-        conv_weights,
-        conv_biases,
-        res_skip_weights,
-        res_skip_biases,
-        cond,
-        cond_weights,
-        cond_biases,
-        input_biases,
-        dilations,
-        last_residual,
+) -> list[Tensor | None]:
+    x, u = kept
+    return layer_backward(
+        grad_h, grad_skip, u, x, *layer[:8], mask, layer.dilation, causal, res_scale, layer.residual, needs
     )
-    kept = []
-    x = h
-    for layer in layers:
-        u = _gate_input(x, layer, causal)
-        kept.append((x, u))
-        if layer.residual:
-            x, _ = residual_and_skip(
-                x, gate(u), layer.res_skip_weight, layer.res_skip_bias, mask, res_scale, layer.residual
-            )
 
-    grad_skip = grad * skip_scale
-    if mask is not None:
-        grad_skip = grad_skip * mask
-    # the last layer's residual output, where it has one, goes nowhere
-    grad_h = x.new_zeros(x.shape)
-    grad_cond: Tensor | None = None
-    projected: list[Tensor] = []
-    rows: list[list[Tensor | None]] = []
-    for i in reversed(range(len(layers))):
-        layer, (x, u) = layers[i], kept.pop()
-        g = layer_backward(
-            grad_h,
-            grad_skip,
-            u,
-            x,
-            *layer[:8],
-            mask,
-            layer.dilation,
-            causal,
-            res_scale,
-            layer.residual,
-            [i > 0 or needs[0], *needs[1:]],
-        )
-        grad_h = g[0] if g[0] is not None else grad_h
-        if g[5] is not None:
-            if cond_weights:
-                grad_cond = g[5] if grad_cond is None else grad_cond.add_(g[5])
-            else:
-                projected.insert(0, g[5])
-        rows.insert(0, g)
-    if projected:
-        grad_cond = torch.cat(projected, 1)
 
-    flat: list[Tensor | None] = [grad_h if needs[0] else None]
-    for items, column in ((conv_weights, 1), (conv_biases, 2), (res_skip_weights, 3), (res_skip_biases, 4)):
-        flat += [rows[i][column] for i in range(len(items))]
-    if cond is not None:
-        flat.append(grad_cond)
-    for items, column in ((cond_weights, 6), (cond_biases, 7), (input_biases, 8)):
-        flat += [rows[i][column] for i in range(len(items))]
-    return [h.new_empty(0) if g is None else g for g in flat]
+wn_backward = by_layers(_keep, _layer_backward)

@@ -184,16 +184,62 @@ def layer_backward(
     needs: list[bool],
 ) -> list[Tensor | None]:
     """Return the gradients of the nine inputs h to input_bias, None where not needed or not given."""
-    grad_r = grad_skip
-    if residual:
-        grad_h = grad_h * res_scale if mask is None else grad_h * (mask * res_scale)
-        grad_r = torch.cat((grad_h, grad_skip), 1)
-    grad_a, grad_res_skip_weight, grad_res_skip_bias = _project_backward(
-        grad_r, gate(u), res_skip_weight, (True, needs[3], needs[4] and res_skip_bias is not None)
+    grad_h, grad_r = output_gradients(grad_h, grad_skip, mask, res_scale, residual)
+    grad_u = gate_backward(torch.matmul(res_skip_weight.t(), grad_r), u)
+    return products_backward(
+        grad_h,
+        grad_r,
+        grad_u,
+        gate(u),
+        h,
+        conv_weight,
+        conv_bias,
+        res_skip_weight,
+        res_skip_bias,
+        cond,
+        cond_weight,
+        cond_bias,
+        input_bias,
+        dilation,
+        causal,
+        residual,
+        needs,
     )
-    assert grad_a is not None
-    grad_u = gate_backward(grad_a, u)
 
+
+def output_gradients(
+    grad_h: Tensor, grad_skip: Tensor, mask: Tensor | None, res_scale: float, residual: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the gradient of h + r, scaled and masked, and that of r [B, R + S, T]."""
+    if not residual:
+        return grad_h, grad_skip
+    grad_h = grad_h * res_scale if mask is None else grad_h * (mask * res_scale)
+    return grad_h, torch.cat((grad_h, grad_skip), 1)
+
+
+def products_backward(
+    grad_h: Tensor,
+    grad_r: Tensor,
+    grad_u: Tensor,
+    a: Tensor,
+    h: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    res_skip_weight: Tensor,
+    res_skip_bias: Tensor | None,
+    cond: Tensor | None,
+    cond_weight: Tensor | None,
+    cond_bias: Tensor | None,
+    input_bias: Tensor | None,
+    dilation: int,
+    causal: bool,
+    residual: bool,
+    needs: list[bool],
+) -> list[Tensor | None]:
+    """The rest of `layer_backward`, from the gradient of the gate's input [B, 2G, T] and its output a [B, G, T]."""
+    _, grad_res_skip_weight, grad_res_skip_bias = _project_backward(
+        grad_r, a, res_skip_weight, (False, needs[3], needs[4] and res_skip_bias is not None)
+    )
     x = h if input_bias is None else h + input_bias[:, :, None]
     needs_x = needs[0] or (needs[8] and input_bias is not None)
     grad_x, grad_conv_weight, grad_conv_bias = _convolve_backward(

@@ -1,0 +1,10 @@
+#include "kernels/wn_sm80.cuh"
+#include "launch.h"
+
+namespace fastflow {
+
+template void launch_wn_sm80(const WnParams<float>&, const arch::Device&, arch::Stream);
+template void launch_wn_sm80(const WnParams<arch::half>&, const arch::Device&, arch::Stream);
+template void launch_wn_sm80(const WnParams<arch::bfloat16>&, const arch::Device&, arch::Stream);
+
+}  // namespace fastflow
