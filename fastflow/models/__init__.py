@@ -1,5 +1,6 @@
 """Published models, assembled from `fastflow.nn`."""
 
+from fastflow.models.graphed import GraphedInfer
 from fastflow.models.waveglow import WaveGlow, WaveGlowLoss
 
-__all__ = ["WaveGlow", "WaveGlowLoss"]
+__all__ = ["GraphedInfer", "WaveGlow", "WaveGlowLoss"]

@@ -7,12 +7,13 @@ order of random draws follow NVIDIA/waveglow, `glow.py`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from fastflow.models.upsample import Upsample
 from fastflow.nn import WN, Conv1d, InvertibleConv1x1
 from fastflow.ops import checks
 from fastflow.ops.flow_step.api import flow_step
@@ -119,10 +120,9 @@ class WaveGlow(nn.Module):
         self.conditioning, self.alternate_halves = conditioning, alternate_halves
 
         per_step = n_group if conditioning == "group" else 1
-        cond_channels = n_mel_channels * (n_group // per_step)
-        self.upsample = nn.ConvTranspose1d(
-            n_mel_channels, n_mel_channels, win_length // per_step, stride=hop_length // per_step
-        )
+        group = n_group // per_step
+        cond_channels = n_mel_channels * group
+        self.upsample = Upsample(n_mel_channels, win_length // per_step, hop_length // per_step, group)
         self.WN = nn.ModuleList()
         self.convinv = nn.ModuleList()
         channels = n_group
@@ -179,28 +179,9 @@ class WaveGlow(nn.Module):
     def _convinv(self, k: int) -> InvertibleConv1x1:
         return cast(InvertibleConv1x1, self.convinv[k])
 
-    def _upsampled(self, mel: Tensor, steps: int) -> Tensor:
-        """Return the conditioning [B, C_c, steps] of the coupling networks for `mel` [B, n_mel_channels, F]."""
-        if steps == 0:
-            rows = self.n_mel_channels * (1 if self.conditioning == "group" else self.n_group)
-            return mel.new_zeros(mel.shape[0], rows, 0)
-        up: Tensor = self.upsample(mel)
-        return self._grouped(up, steps, channels_last=mel.device.type == "cuda")
-
-    def _grouped(self, up: Tensor, steps: int, *, channels_last: bool) -> Tensor:
-        """Return the first steps of the upsampled mel, folded into channels: mel * n_group + phase.
-
-        With `channels_last`, the channels of a step lie beside each other in memory, as the kernels on GPUs read them:
-        once here, not in every flow.
-        """
-        if self.conditioning == "group":
-            up = up[:, :, :steps]
-            return up.transpose(1, 2).contiguous().transpose(1, 2) if channels_last else up
-        # [B, n_mel, steps, n_group]
-        up = up[:, :, : steps * self.n_group].reshape(*up.shape[:2], steps, self.n_group)
-        if channels_last:
-            return up.transpose(1, 2).flatten(2).transpose(1, 2)
-        return up.transpose(2, 3).flatten(1, 2)
+    def _conditioning(self, mel: Tensor, steps: int) -> Tensor:
+        """Return what the coupling networks are conditioned on, [B, C_c, steps], laid out for their kernels."""
+        return self.upsample.grouped(mel, steps, channels_last=mel.device.type == "cuda")
 
     def _check_mel(self, mel: Tensor) -> None:
         checks.check_floating("mel", mel)
@@ -237,7 +218,7 @@ class WaveGlow(nn.Module):
                 f"`mel` {list(mel.shape)} covers; got {list(audio.shape)}"
             )
         steps = audio.shape[1] // self.n_group
-        cond = self._upsampled(mel, steps)
+        cond = self._conditioning(mel, steps)
         x = audio.reshape(audio.shape[0], steps, self.n_group).transpose(1, 2)
         early: list[Tensor] = []
         log_s_list: list[Tensor] = []
@@ -288,33 +269,39 @@ class WaveGlow(nn.Module):
         if not 0 <= sigma < math.inf:
             raise ValueError(f"`sigma` must be a finite number >= 0; got {sigma}")
         steps = mel.shape[2] * self.hop_length // self.n_group
-        noise = self._noise(mel, steps, z, generator)
-        cond = self._upsampled(mel, steps)
-        (x,) = checks.autocast_wide(mel.device, next(noise) * sigma)
-        assert x is not None
+        return self._synthesised(mel, self._noise(mel, steps, z, generator) * sigma)
+
+    def _synthesised(self, mel: Tensor, noise: Tensor) -> Tensor:
+        """Return audio [B, F * hop_length] for `mel` and scaled noise [B, n_group, steps] in the order of drawing."""
+        cond = self._conditioning(mel, noise.shape[2])
+        (wide,) = checks.autocast_wide(mel.device, noise)
+        assert wide is not None
+        x, *entering = torch.split(wide, self._noise_widths(), 1)
         for k in reversed(range(self.n_flows)):
             weight = self._convinv(k).inverse(x.dtype, name=f"convinv.{k}.conv.weight")
-            early = (next(noise) * sigma).to(x.dtype) if self._is_early(k) else None
+            early = entering.pop(0) if self._is_early(k) else None
             x, _ = self._step(k, x, cond, weight, early=early, reverse=True, log_det=False)
-        audio: Tensor = x.transpose(1, 2).flatten(1)
-        return audio
+        return x.transpose(1, 2).flatten(1)
 
-    def _noise(self, mel: Tensor, steps: int, z: Tensor | None, generator: torch.Generator | None) -> Iterator[Tensor]:
-        """Return an iterator over the unit noise that enters: the remaining channels', then the early outputs'."""
-        early = sum(self._is_early(k) for k in range(self.n_flows))
-        widths = [self.n_remaining_channels] + [self.n_early_size] * early
+    def _noise_widths(self) -> list[int]:
+        """Return how many channels of noise enter at a time: the remaining ones, then each early output's."""
+        return [self.n_remaining_channels] + [self.n_early_size] * sum(map(self._is_early, range(self.n_flows)))
+
+    def _noise(self, mel: Tensor, steps: int, z: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        """Return unit noise [B, n_group, steps], `z` or drawn."""
         if z is not None:
             if generator is not None:
                 raise ValueError("`generator` must be None where `z` is given; got both")
             checks.check_shape("z", z, "[B, n_group, F * hop_length / n_group]", (mel.shape[0], self.n_group, steps))
             checks.check_like("z", z, "mel", mel)
-            return iter(torch.split(z, widths, 1))
+            return z
         if generator is not None and generator.device.type != mel.device.type:
             raise ValueError(f"`generator` must be on the device of `mel`, {mel.device}; got {generator.device}")
-        return (
+        draws = [
             torch.randn(mel.shape[0], width, steps, generator=generator, dtype=mel.dtype, device=mel.device)
-            for width in widths
-        )
+            for width in self._noise_widths()
+        ]
+        return torch.cat(draws, 1)
 
     def remove_weightnorm(self, model: WaveGlow | None = None) -> WaveGlow:
         """Replace weight norm by the plain weights it stands for, in place; return the model.

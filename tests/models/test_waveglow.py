@@ -350,17 +350,6 @@ def test_between_two_stacks_there_is_one_operation() -> None:
     assert calls == ["invconv1x1", *["wn", "flow_step"] * 4]
 
 
-@pytest.mark.parametrize("conditioning", ["sample", "group"])
-def test_conditioning_with_channels_beside_each_other_has_the_same_numbers(conditioning: str) -> None:
-    """What a GPU gets: laid out for its kernels once per call."""
-    model = small(conditioning=conditioning)
-    up = torch.randn(2, 4, 30 if conditioning == "group" else 30 * 8 + 3)
-    plain = model._grouped(up, 29, channels_last=False)
-    relaid = model._grouped(up, 29, channels_last=True)
-    assert torch.equal(relaid, plain)
-    assert relaid.transpose(1, 2).is_contiguous()
-
-
 def test_coupling_network_alone_ends_in_shift_and_log_scale() -> None:
     net = small().WN[0]
     h, cond = torch.randn(2, 4, 9), torch.randn(2, 32, 9)
