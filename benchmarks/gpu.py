@@ -1,13 +1,16 @@
 """Check and time the operations and WaveGlow on a GPU.
 
-    python -m benchmarks.gpu                                # everything: an hour and more
+    python -m benchmarks.gpu                                # everything: hours
+    python -m benchmarks.gpu --minutes 5                    # what comes first: WaveGlow's synthesis, its gated stack
     python -m benchmarks.gpu --part infer --seconds 10 --batch 1
     python -m benchmarks.gpu --device cpu --tiny            # the same code at toy sizes, to see that it runs
 
-Parts: "ops" is each operation at its published sizes beside plain PyTorch; "blocks" is a VITS and a Glow-TTS stack;
-"infer" is WaveGlow-256 from mel to audio. Each case is checked first, against float64 for float32 and against float32
-for half precision, where twice the error of plain PyTorch in the same dtype is allowed. A case that is out of bounds is
-stored with its error and without a time, one that raises is printed with its error, and the exit status is 1.
+Parts: "device" is what the GPU's own libraries reach; "ops" is each operation at its published sizes beside plain
+PyTorch; "blocks" is a VITS and a Glow-TTS stack; "infer" is WaveGlow-256 from mel to audio. Each case runs on every
+backend that can, beside plain PyTorch, eager and compiled, the variants taking turns. It is checked first, against
+float64 for float32 and against float32 for half precision, where twice the error of plain PyTorch in the same dtype is
+allowed. A case that is out of bounds is stored with its error and without a time, one that raises is printed with its
+error, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -16,8 +19,10 @@ import argparse
 import contextlib
 import copy
 import datetime
+import functools
 import gc
 import importlib.metadata
+import itertools
 import json
 import math
 import platform
@@ -28,7 +33,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -38,7 +43,7 @@ from benchmarks import cases, roofline
 from benchmarks.cases import CASES, Case, Maker
 from benchmarks.published import PublishedWaveGlow, PublishedWN
 from fastflow import ops, use_backend
-from fastflow.models import WaveGlow
+from fastflow.models import GraphedInfer, WaveGlow
 from fastflow.ops import checks, registry, tuning
 
 RESULTS = Path(__file__).parent / "results"
@@ -67,6 +72,7 @@ class Row:
     p80_ms: float | None = None
     rounds: int = 0
     limit_ms: float | None = None
+    flops: float = 0.0  # that the published formula takes
     samples: int = 0  # of audio
     about: dict[str, str] = field(default_factory=dict)
 
@@ -74,11 +80,21 @@ class Row:
         return self.part, self.case, self.op, self.dtype, self.variant
 
 
+class Work(NamedTuple):
+    """One case in one dtype."""
+
+    rank: int  # the lowest goes first
+    name: str
+    run: Callable[[], None]
+
+
 class Bench:
     """Runs cases on one device and stores rows."""
 
-    def __init__(self, device: torch.device, backend: str, rounds: int, folder: Path, commit: str, variants: set[str]):
-        self.device, self.backend, self.rounds, self.folder = device, backend, rounds, folder
+    def __init__(
+        self, device: torch.device, backends: list[str], rounds: int, folder: Path, commit: str, variants: set[str]
+    ):
+        self.device, self.backends, self.rounds, self.folder = device, backends, rounds, folder
         self.variants = variants
         self.model = "cpu" if device.type == "cpu" else tuning.target_of(device).model
         names = {d.name.lower().replace(" ", "-"): d for d in roofline.DEVICES}
@@ -86,6 +102,17 @@ class Bench:
         self.about = about(device, commit)
         self.failed = False
         self.rows: dict[tuple[str, ...], Row] = {}
+
+    def run(self, work: Work) -> None:
+        """Run one case; where it raises, the others go on."""
+        try:
+            gc.collect()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            work.run()
+        except Exception as error:
+            print(f"{work.name} | FAILED: {type(error).__name__}: {error}", flush=True)
+            self.failed = True
 
     # rows
 
@@ -107,6 +134,7 @@ class Bench:
             else (
                 f"{row.median_ms:.4f} ms [{row.p20_ms:.4f}, {row.p80_ms:.4f}]"
                 + (f", limit {row.limit_ms:.4f}" if row.limit_ms else "")
+                + (f", {row.flops / row.median_ms / 1e9:.3g} TFLOP/s" if row.flops else "")
                 + (f", {row.samples / row.median_ms:.0f} kHz" if row.samples else "")
             )
         )
@@ -202,6 +230,7 @@ class Bench:
         good: dict[str, Row] = {}
         for name, run in list(runs.items()):
             mine = Row(row.part, row.case, row.op, row.dtype, name, limit_ms=limit_ms, samples=row.samples)
+            mine.flops = limit_case.flops
             try:
                 worst(mine, run(0), expected, plain, dtype)
             except Exception as error:  # reported as a row
@@ -249,7 +278,8 @@ def _version(package: str) -> str:
         return "none"
 
 
-def _commit() -> str:
+def commit() -> str:
+    """Return what git says of this checkout."""
     try:
         command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
         return subprocess.check_output(command, cwd=Path(__file__).parent, text=True, stderr=subprocess.DEVNULL).strip()
@@ -328,26 +358,66 @@ def no_tf32() -> None:
     torch.backends.cudnn.conv.fp32_precision = "ieee"
 
 
+def bench_device(bench: Bench, dtype: torch.dtype, tiny: bool) -> None:
+    """Time what everything else is held against: a large matrix product of PyTorch's, and a copy."""
+    n = 64 if tiny else 8192
+    name, spelled = f"{n} x {n} x {n}", str(dtype).removeprefix("torch.")
+    m = Maker(dtype, bench.device)
+    # on random values: with zeros the clock stays higher, and the rate is one that no model sees
+    sets = [(m.randn(n, n), m.randn(n, n)) for _ in range(INPUTS)]
+    product = sets[0][0] @ sets[0][1]
+    case = Case(name, "matrix product", lambda m: (), 2.0 * n**3, 3.0 * n * n)
+    row = Row("device", name, case.op, spelled, "")
+    bench.report(row, {"PyTorch": lambda i: torch.mm(*sets[i])}, product, product, case, dtype)
+    case = Case(name, "copy", lambda m: (), 0.0, 2.0 * n * n)
+    row = Row("device", f"{n} x {n}", case.op, spelled, "")
+    to = torch.empty_like(product)
+    bench.report(row, {"PyTorch": lambda i: to.copy_(sets[i][0])}, sets[0][0], sets[0][0], case, dtype)
+
+
+def laid_out(values: Any) -> Any:
+    """Return what `fastflow.nn` hands to a gated stack: the channels of a step and of a tap beside each other."""
+    if isinstance(values, Tensor):
+        return values.transpose(1, 2).contiguous().transpose(1, 2) if values.dim() == 3 else values
+    if isinstance(values, list | tuple):
+        return type(values)(map(laid_out, values))
+    return values
+
+
 def bench_op(bench: Bench, case: Case, dtype: torch.dtype, samples: int = 0) -> None:
-    """Time one operation: plain PyTorch, ours, and both as replayed graphs."""
+    """Time one operation: plain PyTorch, every backend, and all of them as replayed graphs."""
     reference = registry._implementations["reference"][case.op]
-    ours = registry._implementations[bench.backend].get(case.op)
     row = Row("ops", case.name, case.op, str(dtype).removeprefix("torch."), "", samples=samples)
-    if ours is None:
-        return
     inputs = [case.arguments(dtype, bench.device, seed) for seed in range(INPUTS)]
+    calls: dict[str, tuple[Callable[..., Any], list[Any]]] = {"eager": (reference, inputs)}
+    for backend in bench.backends:
+        if registry._unsupported(backend, case.op, inputs[0][0]) is None:
+            calls[backend] = registry._implementations[backend][case.op], inputs
+    if len(calls) == 1:
+        return
+    if case.op.startswith("wn"):  # the kernels for GPUs otherwise turn their inputs first, in every call
+        turned = laid_out(inputs)
+        calls |= {f"{name} laid out": (calls[name][0], turned) for name in ("triton", "cuda") if name in calls}
     with checks.no_autocast(bench.device):
         expected = reference(*converted(inputs[0], wider(dtype)))
         plain = reference(*inputs[0])
         runs: dict[str, Run] = {}
-        if bench.wants("eager"):
-            runs["eager"] = lambda i: reference(*inputs[i])
-        if bench.wants("ours"):
-            runs["ours"] = lambda i: ours(*inputs[i])
-        if bench.wants("graph"):  # each replays the first inputs: what a launch costs is not in it
-            runs["eager graph"] = bench.graph(lambda: reference(*inputs[0]), [()] * INPUTS)
-            runs["ours graph"] = bench.graph(lambda: ours(*inputs[0]), [()] * INPUTS)
+        for name, (f, given) in calls.items():
+            if bench.wants("eager" if name == "eager" else "ours"):
+                runs[name] = lambda i, f=f, given=given: f(*given[i])
+            if bench.wants("graph"):  # each replays the first inputs: what a launch costs is not in it
+                runs[f"{name} graph"] = bench.graph(lambda f=f, given=given: f(*given[0]), [()] * INPUTS)
         bench.report(row, runs, expected, plain, case, dtype)
+
+
+def on_backend(backend: str, run: Run) -> Run:
+    """Return `run`, on a backend."""
+
+    def on_it(i: int) -> Any:
+        with use_backend(backend):
+            return run(i)
+
+    return on_it
 
 
 def compiled(module: Callable[..., Any], mode: str | None) -> Callable[..., Any]:
@@ -391,18 +461,19 @@ def bench_block(bench: Bench, block: cases.Block, steps: int, dtype: torch.dtype
         if bench.wants(name):
             function = compiled(published, mode)
             runs[name] = lambda i, function=function: function(*sets[i])
-    if bench.wants("ours"):
-        runs["ours"] = lambda i: ours(*sets[i])
-    with torch.no_grad(), use_backend(bench.backend):
+    present = [tuple(t for t in s if t is not None) for s in sets]
+    places = [t is not None for t in sets[0]]
+
+    def spread(*given: Tensor) -> Tensor:
+        rest = iter(given)
+        return ours(*(next(rest) if place else None for place in places))
+
+    for backend in bench.backends:
+        if bench.wants("ours"):
+            runs[backend] = on_backend(backend, lambda i: ours(*sets[i]))
         if bench.wants("graph"):
-            present = [tuple(t for t in s if t is not None) for s in sets]
-            places = [t is not None for t in sets[0]]
-
-            def spread(*given: Tensor) -> Tensor:
-                rest = iter(given)
-                return ours(*(next(rest) if place else None for place in places))
-
-            runs["ours graph"] = bench.graph(spread, present)
+            runs[f"{backend} graph"] = on_backend(backend, bench.graph(spread, present))
+    with torch.no_grad():
         name = f"{block.model}, {steps} steps, batch {batch}"
         row = Row("blocks", name, "wn", str(dtype).removeprefix("torch."), "")
         columns = batch * steps
@@ -441,6 +512,12 @@ def infer_case(model: WaveGlow, name: str, batch: int, frames: int) -> Case:
     return Case(name, "infer", lambda m: (), flops, elements)
 
 
+def graphed_infer(model: WaveGlow, sets: list[tuple[Tensor, ...]]) -> Run:
+    """Return a function that captures on its first call, which is the checked one, and replays from then on."""
+    infer = functools.cache(lambda: GraphedInfer(model, sets[0][0].shape[0], sets[0][0].shape[2]))
+    return lambda i: infer()(sets[i][0], SIGMA, z=sets[i][1])
+
+
 def bench_infer(bench: Bench, frames: int, batch: int, dtype: torch.dtype, tiny: bool) -> None:
     """Time WaveGlow from mel and noise to audio."""
     torch._dynamo.reset()
@@ -455,21 +532,25 @@ def bench_infer(bench: Bench, frames: int, batch: int, dtype: torch.dtype, tiny:
     shapes = (batch, model.n_mel_channels, frames), (batch, model.n_group, steps)
     sets = [tuple(m.randn(*shape) for shape in shapes) for _ in range(INPUTS)]
 
-    def ours(mel: Tensor, z: Tensor) -> Tensor:
-        return model.infer(mel, SIGMA, z=z)
-
     runs: dict[str, Run] = {}
-    with torch.no_grad(), use_backend(bench.backend):
+    with torch.no_grad():
         if bench.wants("eager"):
             runs["eager"] = lambda i: published(*sets[i], SIGMA)
+            if dtype == torch.bfloat16:  # the dtype that published figures are of
+                half = PublishedWaveGlow(copy.deepcopy(model).half()).to(bench.device)
+                halves = converted(sets, torch.float16)
+                runs["eager float16"] = lambda i: half(*halves[i], SIGMA)
         for variant, mode in (("compile", None), ("compile max-autotune", "max-autotune")):
             if bench.wants(variant):
                 function = compiled(published, mode)
                 runs[variant] = lambda i, function=function: function(*sets[i], SIGMA)
-        if bench.wants("ours"):
-            runs["ours"] = lambda i: ours(*sets[i])
-        if bench.wants("graph"):
-            runs["ours graph"] = bench.graph(ours, sets)
+                if mode is None and bench.wants("graph"):  # max-autotune makes its own
+                    runs["compile graph"] = bench.graph(lambda *x, function=function: function(*x, SIGMA), sets)
+        for backend in bench.backends:
+            if bench.wants("ours"):
+                runs[backend] = on_backend(backend, lambda i: model.infer(sets[i][0], SIGMA, z=sets[i][1]))
+            if bench.wants("graph"):
+                runs[f"{backend} graph"] = on_backend(backend, graphed_infer(model, sets))
         row = Row("infer", name, "infer", str(dtype).removeprefix("torch."), "")
         row.samples = batch * frames * model.hop_length
         expected = published_wide(*converted(sets[0], wider(dtype)), SIGMA)
@@ -477,15 +558,17 @@ def bench_infer(bench: Bench, frames: int, batch: int, dtype: torch.dtype, tiny:
         bench.report(row, runs, expected, published(*sets[0], SIGMA), infer_case(model, name, batch, frames), dtype)
 
 
+# "ours" is every backend by itself, under its own name; "graph" everything else as a CUDA graph too.
+PARTS = ("device", "ops", "blocks", "infer")
 VARIANTS = ("eager", "compile", "compile max-autotune", "ours", "graph")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--backend", help='"triton" on a GPU, "reference" on the CPU')
+    parser.add_argument("--backend", nargs="+", help="default on a GPU: those of cuda and triton that can run")
     parser.add_argument("--tiny", action="store_true", help="toy sizes, to see that everything runs")
-    parser.add_argument("--part", nargs="+", choices=("ops", "blocks", "infer"), default=["ops", "blocks", "infer"])
+    parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--op", nargs="+", help="of part ops, only these")
     parser.add_argument("--case", help="of part ops, only cases whose name contains this")
     parser.add_argument("--seconds", nargs="+", type=int, choices=(1, 10), default=[1, 10], help="of part infer")
@@ -493,9 +576,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=["bfloat16", "float16", "float32"])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="start no case after this time")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--commit", default=_commit(), help="what the rows say was measured")
+    parser.add_argument("--commit", default=commit(), help="what the rows say was measured")
     options = parser.parse_args(arguments)
+    start = time.perf_counter()
     device = torch.device(options.device)
     if device.type == "cuda":
         if not torch.cuda.is_available():
@@ -503,55 +588,64 @@ def main(arguments: Sequence[str] | None = None) -> int:
         device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)
     no_tf32()
-    backend = options.backend or ("triton" if device.type == "cuda" else "reference")
-    with use_backend(backend):  # raises with the reason where it cannot run
-        pass
-    bench = Bench(device, backend, options.rounds, options.out, options.commit, set(options.variants))
-    for name, work in _work(bench, options):
-        try:
-            gc.collect()
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
-            work()
-        except Exception as error:  # the other cases go on
-            print(f"{name} | FAILED: {type(error).__name__}: {error}", flush=True)
-            bench.failed = True
+    backends = options.backend or backends_of(device)
+    for backend in backends:
+        with use_backend(backend):  # raises with the reason where it cannot run
+            pass
+    bench = Bench(device, backends, options.rounds, options.out, options.commit, set(options.variants))
+    left_out = 0
+    for work in sorted(_work(bench, options), key=lambda work: work.rank):
+        if time.perf_counter() - start > 60 * options.minutes:
+            left_out += 1
+            continue
+        bench.run(work)
+    if left_out:
+        print(f"{left_out} cases were left out: {options.minutes:g} minutes are over")
     print(f"{len(bench.rows)} rows in {options.out / bench.model}; {'FAILED' if bench.failed else 'all within bounds'}")
     return 1 if bench.failed else 0
 
 
-def _work(bench: Bench, options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Yield each case's name and what runs it."""
+def backends_of(device: torch.device) -> list[str]:
+    """Return the backends to time by default; say why one cannot run."""
+    if device.type != "cuda":
+        return ["reference"]
+    able = []
+    for status in registry.status():
+        if status.backend in ("triton", "cuda"):
+            if status.can_run:
+                able.append(status.backend)
+            else:
+                print(f"{status.backend} is left out: {status.reason}")
+    return able
+
+
+def _work(bench: Bench, options: argparse.Namespace) -> Iterator[Work]:
+    """Yield each case in each dtype."""
     dtypes = [DTYPES[name] for name in options.dtype]
+    later = 100  # after what the project is measured by: synthesis and the gated stack of WaveGlow-256, batch 1
+    if "device" in options.part:
+        yield Work(0, "device", functools.partial(bench_device, bench, torch.bfloat16, options.tiny))
+    if "infer" in options.part:
+        for seconds, batch, dtype in itertools.product(options.seconds, options.batch, dtypes):
+            frames = seconds + 1 if options.tiny else cases.FRAMES[seconds]
+            run = functools.partial(bench_infer, bench, frames, batch, dtype, options.tiny)
+            half = {torch.bfloat16: 1, torch.float16: 5}.get(dtype, later)
+            rank = half + (seconds == 1) if batch == 1 else later
+            yield Work(rank, f"infer | {frames} frames, batch {batch} | {dtype}", run)
     if "ops" in options.part:
-        for case in toy_cases() if options.tiny else CASES:
+        for case, dtype in itertools.product(toy_cases() if options.tiny else CASES, dtypes):
             if (not options.op or case.op in options.op) and (not options.case or options.case in case.name):
-                for dtype in dtypes:
-                    yield (
-                        f"{case.op} | {case.name} | {dtype}",
-                        lambda case=case, dtype=dtype: bench_op(bench, case, dtype),
-                    )
+                run = functools.partial(bench_op, bench, case, dtype)
+                rank = later + (not case.main)
+                if case.op in ("wn", "wn_layer") and dtype == torch.bfloat16:
+                    rank = {"WaveGlow-256, 10 s, batch 1": 3, "WaveGlow-256, 1 s, batch 1": 4}.get(case.name, rank)
+                yield Work(rank, f"{case.op} | {case.name} | {dtype}", run)
     if "blocks" in options.part:
-        for block in (cases.VITS, cases.GLOW_TTS):
+        for block, dtype in itertools.product((cases.VITS, cases.GLOW_TTS), dtypes):
             steps = 40 if options.tiny else cases.steps_of(block.model, 10)
             toy = cases.Block(block.model, 8, 5, 2, (1,), 6 if block.cond_channels else 0, block.cond, mask=True)
-            for dtype in dtypes:
-                used = toy if options.tiny else block
-                yield (
-                    f"wn | {block.model}, {steps} steps | {dtype}",
-                    lambda used=used, steps=steps, dtype=dtype: bench_block(bench, used, steps, dtype),
-                )
-    if "infer" in options.part:
-        for seconds in options.seconds:
-            for batch in options.batch:
-                frames = seconds + 1 if options.tiny else cases.FRAMES[seconds]
-                for dtype in dtypes:
-                    yield (
-                        f"infer | {frames} frames, batch {batch} | {dtype}",
-                        lambda frames=frames, batch=batch, dtype=dtype: bench_infer(
-                            bench, frames, batch, dtype, options.tiny
-                        ),
-                    )
+            run = functools.partial(bench_block, bench, toy if options.tiny else block, steps, dtype)
+            yield Work(later, f"wn | {block.model}, {steps} steps | {dtype}", run)
 
 
 def toy_cases() -> list[Case]:

@@ -101,7 +101,8 @@ class PublishedWaveGlow(nn.Module):
         used = self.remaining
         audio = sigma * z[:, :used]
         for k in reversed(range(len(self.nets))):
-            start_weight, start_bias, end_weight, end_bias, inverse = self.ends[5 * k : 5 * k + 5]
+            # one by one: torch.compile of PyTorch 2.10 does not follow a slice of a ParameterList
+            start_weight, start_bias, end_weight, end_bias, inverse = [self.ends[5 * k + j] for j in range(5)]
             half = audio.shape[1] // 2
             first, second = audio[:, :half], audio[:, half:]
             out = F.conv1d(self.nets[k](F.conv1d(first, start_weight, start_bias), spect), end_weight, end_bias)

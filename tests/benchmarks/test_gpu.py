@@ -29,12 +29,59 @@ def test_everything_runs_and_rows_are_stored(tmp_path: Path) -> None:
     assert {row["op"] for row in ops} == {*registry.SCHEMAS, *registry.BACKWARD_SCHEMAS}
     assert {row["dtype"] for row in ops} == {"float32", "bfloat16", "float16"}
     blocks, infer = rows(tmp_path, "blocks"), rows(tmp_path, "infer")
-    assert len(blocks) == 2 * 2 * 3 and len(infer) == 2 * 3
-    for row in [*ops, *blocks, *infer]:
+    assert len(blocks) == 2 * 2 * 3 and len(infer) == 2 * 3 + 1
+    assert ("bfloat16", "eager float16") in {(row["dtype"], row["variant"]) for row in infer}
+    device = rows(tmp_path, "device")
+    assert [(row["op"], row["dtype"], row["flops"]) for row in device] == [
+        ("matrix product", "bfloat16", 2 * 64**3),
+        ("copy", "bfloat16", 0),
+    ]
+    for row in [*ops, *blocks, *infer, *device]:
         assert 0 < row["p20_ms"] <= row["median_ms"] <= row["p80_ms"] and row["refused"] == ""
         assert row["error"] <= row["bound"]
         assert row["about"]["commit"] == "abc" and row["about"]["torch"] == torch.__version__
     assert all(row["samples"] == 2 * 2 * 8 for row in infer)
+
+
+def test_what_matters_most_comes_first(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The GPU's own rates, WaveGlow-256's synthesis in bfloat16, its gated stack, then the rest."""
+    order: list[str] = []
+    monkeypatch.setattr(gpu.Bench, "run", lambda bench, work, *rest: order.append(work.name))
+    monkeypatch.setattr(gpu, "toy_cases", lambda: gpu.CASES)
+    arguments = ["--device", "cpu", "--tiny", "--commit", "abc"]
+    assert gpu.main(arguments) == 0
+    assert order[:11] == [
+        "device",
+        "infer | 11 frames, batch 1 | torch.bfloat16",
+        "infer | 2 frames, batch 1 | torch.bfloat16",
+        "wn_layer | WaveGlow-256, 10 s, batch 1 | torch.bfloat16",
+        "wn | WaveGlow-256, 10 s, batch 1 | torch.bfloat16",
+        "wn_layer | WaveGlow-256, 1 s, batch 1 | torch.bfloat16",
+        "wn | WaveGlow-256, 1 s, batch 1 | torch.bfloat16",
+        "infer | 11 frames, batch 1 | torch.float16",
+        "infer | 2 frames, batch 1 | torch.float16",
+        *order[9:11],
+    ]
+    total = len(order)
+    order.clear()
+    capsys.readouterr()
+    assert gpu.main([*arguments, "--minutes", "0"]) == 0
+    assert not order and f"{total} cases were left out: 0 minutes are over" in capsys.readouterr().out
+
+
+def test_a_gated_stack_is_also_timed_on_inputs_laid_out_as_modules_do(tmp_path: Path) -> None:
+    arguments = ["--part", "ops", "--op", "wn_layer", "--dtype", "float32", "--backend", "triton", "reference"]
+    assert run(tmp_path, *arguments) == 0
+    made = {str(row["variant"]): row for row in rows(tmp_path, "ops")}
+    assert set(made) == {"eager", "triton", "triton laid out", "reference"}
+    assert all(row["median_ms"] and not row["refused"] for row in made.values())
+
+
+def test_laid_out_channels_lie_beside_each_other() -> None:
+    x, weight, rest = torch.randn(2, 3, 5), torch.randn(4, 3), [None, 1, [torch.randn(6, 3, 3)]]
+    turned, same, (_, one, (taps,)) = gpu.laid_out((x, weight, rest))
+    assert torch.equal(turned, x) and turned.stride() == (15, 1, 3) and same is weight and one == 1
+    assert torch.equal(taps, rest[2][0]) and taps.stride() == (9, 1, 3)
 
 
 def test_a_later_run_replaces_its_own_rows_only(tmp_path: Path) -> None:
@@ -52,7 +99,15 @@ def test_a_later_run_replaces_its_own_rows_only(tmp_path: Path) -> None:
 def test_torch_compile_is_timed_too(tmp_path: Path) -> None:
     arguments = ["--part", "blocks", "--dtype", "float32", "--variants", "compile", "ours"]
     assert run(tmp_path, *arguments) == 0
-    assert {row["variant"] for row in rows(tmp_path, "blocks")} == {"compile", "ours"}
+    assert {row["variant"] for row in rows(tmp_path, "blocks")} == {"compile", "reference"}
+
+
+def test_what_ours_is_compared_with_compiles_whole() -> None:
+    model = gpu.waveglow(tiny=True)
+    whole = torch.compile(PublishedWaveGlow(model), backend="eager", fullgraph=True)
+    mel, z = torch.randn(1, 4, 3), torch.randn(1, 4, 6)
+    with torch.no_grad():
+        torch.testing.assert_close(whole(mel, z, 0.6), model.infer(mel, 0.6, z=z))
 
 
 @pytest.mark.parametrize("wrong", ["off", "nan", "raises"])
@@ -82,7 +137,7 @@ def test_what_is_wrong_gets_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "ours",
     ]
     assert run(tmp_path, *arguments) == 1
-    (eager, ours) = sorted(rows(tmp_path, "ops"), key=lambda row: str(row["variant"]))
+    (ours, eager) = sorted(rows(tmp_path, "ops"), key=lambda row: str(row["variant"]))
     assert eager["median_ms"] and not eager["refused"]
     assert ours["median_ms"] is None
     assert ours["refused"] == ("ValueError: no" if wrong == "raises" else "output 0 is out of bounds")
@@ -98,7 +153,7 @@ def test_where_every_variant_is_refused_the_others_go_on(tmp_path: Path, monkeyp
     assert run(tmp_path, *GATE) == 1
     refused = rows(tmp_path, "ops")
     assert [(row["dtype"], row["variant"]) for row in refused] == [
-        (dtype, variant) for dtype in ("float32", "bfloat16") for variant in ("eager graph", "ours graph")
+        (dtype, variant) for dtype in ("float32", "bfloat16") for variant in ("eager graph", "reference graph")
     ]
     assert all(row["refused"] and row["median_ms"] is None for row in refused)
 
