@@ -56,6 +56,7 @@ py::list list_sites() {
     entry["index"] = site.index;
     entry["file"] = site.file;
     entry["line"] = site.line;
+    entry["column"] = site.column;
     entry["kind"] = kind.name;
     entry["synchronises"] = kind.synchronises;
     entry["operands"] = operands;

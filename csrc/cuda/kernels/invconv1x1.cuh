@@ -342,8 +342,9 @@ struct InvConvWeightGradient {
   static constexpr int kRow = kTile + 4;  // padded: writers go down a column
 };
 
+// Eight blocks to a multiprocessor at least: 128 registers to a thread.
 template <class T>
-__global__ void __launch_bounds__(InvConvWeightGradient::kThreads)
+__global__ void __launch_bounds__(InvConvWeightGradient::kThreads, 8)
     invconv1x1_weight_gradient_kernel(const InvConv1x1BackwardParams<T> params) {
   using acc_t = accumulator_t<T>;
   using W = InvConvWeightGradient;
