@@ -21,7 +21,8 @@ std::tuple<Tensor, Tensor> launch(
   parallel_rows(kernels<T>().actnorm, params, batch * channels, time);
 
   double per_step = 0;
-  for (int64_t c = 0; c < channels; ++c) per_step += std::log(std::abs(static_cast<double>(dense_scale.data[c])));
+  for (int64_t c = 0; c < channels; ++c)
+    per_step += std::log(std::abs(static_cast<double>(widen(dense_scale.data[c]))));
   return {y, log_det_of_steps(x, dense_mask, reverse ? -per_step : per_step)};
 }
 
@@ -33,7 +34,8 @@ std::tuple<Tensor, Tensor> actnorm(
   check_shape(loc, "loc", "[C]", {x.size(1)});
   check_shape(scale, "scale", "[C]", {x.size(1)});
   if (mask) check_shape(*mask, "mask", "[B, 1, T]", {x.size(0), 1, x.size(2)});
-  return dispatch(x, "x", [&](auto type) { return launch<decltype(type)>(x, loc, scale, mask, reverse); });
+  return dispatch_with_bfloat16(
+      x, "x", [&](auto type) { return launch<decltype(type)>(x, loc, scale, mask, reverse); });
 }
 
 }  // namespace fastflow

@@ -1,14 +1,8 @@
+#include "../flow_host.h"
 #include "ops.h"
 
 namespace fastflow {
 namespace {
-
-CouplingForm parse_form(const std::string& form) {
-  if (form == "exp") return CouplingForm::kExp;
-  if (form == "sigmoid") return CouplingForm::kSigmoid;
-  FASTFLOW_CHECK(form == "additive", "`form` must be \"exp\", \"sigmoid\" or \"additive\"; got \"", form, "\"");
-  return CouplingForm::kAdditive;
-}
 
 template <class T>
 std::tuple<Tensor, Tensor> launch(
@@ -20,7 +14,7 @@ std::tuple<Tensor, Tensor> launch(
   const auto dense_mask = Dense<T>::batched(mask, "mask");
   const int64_t batch = x.size(0), channels = x.size(1), time = x.size(2);
   const Tensor y = empty_like_shape(x, {batch, channels, time});
-  const Tensor log_det = empty_like_shape(x, {batch});
+  const Tensor log_det = empty_of(x, {batch}, scalar_type_of<accumulator_t<T>>);
   std::vector<double> row_log_det(static_cast<size_t>(batch * channels), 0.0);
 
   AffineCouplingParams<T> params = {};
@@ -41,11 +35,11 @@ std::tuple<Tensor, Tensor> launch(
   params.reverse = reverse;
   parallel_rows(kernels<T>().affine_coupling, params, batch * channels, time);
 
-  T* sums = writable<T>(log_det);
+  accumulator_t<T>* sums = writable<accumulator_t<T>>(log_det);
   for (int64_t b = 0; b < batch; ++b) {
     double sum = 0;
     for (int64_t c = 0; c < channels; ++c) sum += row_log_det[static_cast<size_t>(b * channels + c)];
-    sums[b] = static_cast<T>(sum);
+    sums[b] = static_cast<accumulator_t<T>>(sum);
   }
   return {y, log_det};
 }
@@ -55,7 +49,7 @@ std::tuple<Tensor, Tensor> launch(
 std::tuple<Tensor, Tensor> affine_coupling(
     const Tensor& x, const Tensor& shift, const OptionalTensor& log_scale, const OptionalTensor& mask,
     const std::string& form, bool reverse) {
-  const CouplingForm parsed = parse_form(form);
+  const CouplingForm parsed = parse_coupling_form(form);
   check_rank(x, "x", "[B, C, T]", 3);
   check_shape(shift, "shift", "[B, C, T]", {x.size(0), x.size(1), x.size(2)});
   FASTFLOW_CHECK(
@@ -64,7 +58,7 @@ std::tuple<Tensor, Tensor> affine_coupling(
       log_scale ? " with" : " without", " log_scale");
   if (log_scale) check_shape(*log_scale, "log_scale", "[B, C, T]", {x.size(0), x.size(1), x.size(2)});
   if (mask) check_shape(*mask, "mask", "[B, 1, T]", {x.size(0), 1, x.size(2)});
-  return dispatch(
+  return dispatch_with_bfloat16(
       x, "x", [&](auto type) { return launch<decltype(type)>(x, shift, log_scale, mask, parsed, reverse); });
 }
 

@@ -19,7 +19,7 @@ Tensor gate(const Tensor& x) {
   FASTFLOW_CHECK(
       x.dim() == 3 && x.size(1) % 2 == 0, "`x` must be [B, 2G, T] with an even number of channels; got ",
       shape_string(x));
-  return dispatch(x, "x", [&](auto type) { return launch<decltype(type)>(x); });
+  return dispatch_with_bfloat16(x, "x", [&](auto type) { return launch<decltype(type)>(x); });
 }
 
 }  // namespace fastflow

@@ -22,8 +22,20 @@ auto dispatch(const Tensor& tensor, const char* name, const F& f) {
   return dtype == ScalarType::Float ? f(float{}) : f(double{});
 }
 
+// The same for the operations that take bfloat16 too.
+template <class F>
+auto dispatch_with_bfloat16(const Tensor& tensor, const char* name, const F& f) {
+  const ScalarType dtype = tensor.scalar_type();
+  FASTFLOW_CHECK(
+      dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16, "`", name,
+      "` must be float32, float64 or bfloat16 for the cpu backend; got ", dtype_string(dtype));
+  return dtype == ScalarType::BFloat16 ? f(bfloat16{}) : dtype == ScalarType::Float ? f(float{}) : f(double{});
+}
+
 template <class T>
-constexpr ScalarType scalar_type_of = std::is_same_v<T, float> ? ScalarType::Float : ScalarType::Double;
+constexpr ScalarType scalar_type_of =
+    std::is_same_v<T, float> ? ScalarType::Float
+                             : (std::is_same_v<T, double> ? ScalarType::Double : ScalarType::BFloat16);
 
 inline void check_same_kind(const Tensor& tensor, const char* name, ScalarType dtype) {
   FASTFLOW_CHECK(
@@ -94,8 +106,23 @@ class Scratch {
   size_t bytes_ = 0;
 };
 
+inline Tensor empty_of(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType dtype) {
+  return torch::stable::new_empty(
+      like, torch::headeronly::IntHeaderOnlyArrayRef(shape.begin(), shape.size()), std::make_optional(dtype));
+}
+
+// A weight in the type that the kernels for T compute in. Beside bfloat16 it may be float32 already.
+template <class T>
+Dense<accumulator_t<T>> dense_weight(const Tensor& tensor, const char* name) {
+  using A = accumulator_t<T>;
+  const bool narrow = !std::is_same_v<T, A> && tensor.scalar_type() == scalar_type_of<T>;
+  return Dense<A>::whole(narrow ? torch::stable::to(tensor, std::make_optional(scalar_type_of<A>)) : tensor, name);
+}
+
 // Elements of light work worth a thread of their own.
 constexpr int64_t kGrain = 16384;
+// Multiplications and additions of a small product worth a thread of their own.
+constexpr int64_t kProductGrain = 1 << 18;
 
 // Runs kernel(params, begin, end) over `rows` rows of `row_length` elements on PyTorch's own threads.
 template <class Params>

@@ -52,5 +52,6 @@ const Kernels<T>& kernels() {
 
 template const Kernels<float>& kernels<float>();
 template const Kernels<double>& kernels<double>();
+template const Kernels<bfloat16>& kernels<bfloat16>();
 
 }  // namespace fastflow

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "../params.h"
+#include "bfloat16.h"
 
 namespace fastflow {
 
@@ -29,14 +30,27 @@ struct Kernels {
 
   // Tasks: B * C rows.
   void (*affine_coupling)(const AffineCouplingParams<T>&, int64_t begin, int64_t end);
-  // Tasks: B batch entries times invconv1x1_tiles tiles of time.
+  // Tasks: B batch entries times invconv1x1_tiles tiles of time. `weight` [C, C] is in the type to compute in;
+  // the parameters' is null.
   int64_t (*invconv1x1_tiles)(const InvConv1x1Params<T>&);
-  void (*invconv1x1)(const InvConv1x1Params<T>&, int64_t begin, int64_t end);
+  void (*invconv1x1)(const InvConv1x1Params<T>&, int64_t begin, int64_t end, const accumulator_t<T>* weight);
+  // log |det matrix| [n, n]; the matrix is lost, pivots [n] are to work in.
+  double (*log_abs_det)(double* matrix, int64_t n, int64_t* pivots);
   // Tasks: B * C rows.
   void (*actnorm)(const ActNormParams<T>&, int64_t begin, int64_t end);
+
+  // Tasks: B batch entries times flow_step_tiles tiles of time. The weights are in the type to compute in,
+  // those of the parameters null; each thread has its own `scratch` of flow_step_scratch_size elements, aligned to 64
+  // bytes.
+  int64_t (*flow_step_tiles)(const FlowStepParams<T, T>&);
+  int64_t (*flow_step_scratch_size)(const FlowStepParams<T, T>&);
+  void (*flow_step)(
+      const FlowStepParams<T, T>&, int64_t begin, int64_t end, const accumulator_t<T>* end_weight,
+      const accumulator_t<T>* weight, accumulator_t<T>* scratch);
 };
 
-// The table for the best instruction set that this processor has; T is float or double. The environment variable
+// The table for the best instruction set that this processor has; T is float, double or bfloat16 (for which the
+// functions of wn_layer are null). The environment variable
 // FASTFLOW_CPU_ISA (baseline, avx2 or avx512) asks for another one; it is read once.
 template <class T>
 const Kernels<T>& kernels();

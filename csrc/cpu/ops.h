@@ -33,4 +33,9 @@ std::tuple<Tensor, Tensor> invconv1x1(const Tensor& x, const Tensor& weight, con
 std::tuple<Tensor, Tensor> actnorm(
     const Tensor& x, const Tensor& loc, const Tensor& scale, const OptionalTensor& mask, bool reverse);
 
+std::tuple<Tensor, Tensor> flow_step(
+    const Tensor& x, const Tensor& hidden, const Tensor& end_weight, const OptionalTensor& end_bias,
+    const OptionalTensor& weight, const OptionalTensor& early, int64_t n_early, const std::string& form,
+    bool transform_first, bool reverse, bool log_det);
+
 }  // namespace fastflow

@@ -10,4 +10,5 @@ STABLE_TORCH_LIBRARY_IMPL(fastflow_cpu, CPU, m) {
   m.impl("affine_coupling", TORCH_BOX(&fastflow::affine_coupling));
   m.impl("invconv1x1", TORCH_BOX(&fastflow::invconv1x1));
   m.impl("actnorm", TORCH_BOX(&fastflow::actnorm));
+  m.impl("flow_step", TORCH_BOX(&fastflow::flow_step));
 }

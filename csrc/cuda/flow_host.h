@@ -1,18 +1,10 @@
-// What the small operations share on the host.
+// What the small operations share on the host of a GPU.
 #pragma once
 
-#include <string>
-
+#include "../flow_host.h"
 #include "host.h"
 
 namespace fastflow {
-
-inline CouplingForm parse_coupling_form(const std::string& form) {
-  if (form == "exp") return CouplingForm::kExp;
-  if (form == "sigmoid") return CouplingForm::kSigmoid;
-  FASTFLOW_CHECK(form == "additive", "`form` must be \"exp\", \"sigmoid\" or \"additive\"; got \"", form, "\"");
-  return CouplingForm::kAdditive;
-}
 
 // What sums over empty tensors are.
 template <class T>

@@ -78,24 +78,12 @@ std::tuple<Tensor, Tensor> flow_step(
     bool transform_first, bool reverse, bool log_det) {
   const CouplingForm parsed = parse_coupling_form(form);
   check_rank(x, "x", "[B, C, T]", 3);
-  const int64_t batch = x.size(0), channels = x.size(1), time = x.size(2);
+  const int64_t channels = x.size(1);
   constexpr int64_t most = FlowStepParams<float, float>::kMaxChannels;
   FASTFLOW_CHECK(
       channels >= 2 && channels % 2 == 0 && channels <= most, "`x` must be [B, C, T] with C even and at most ", most,
       " for the cuda backend; got ", shape_string(x));
-  check_rank(hidden, "hidden", "[B, S, T]", 3);
-  const int64_t rows = parsed == CouplingForm::kAdditive ? channels / 2 : channels;
-  check_shape(hidden, "hidden", "[B, S, T]", {batch, hidden.size(1), time});
-  check_shape(end_weight, "end_weight", "[rows, S]", {rows, hidden.size(1)});
-  if (end_bias) check_shape(*end_bias, "end_bias", "[rows]", {rows});
-  FASTFLOW_CHECK(
-      n_early >= 0 && n_early < channels, "`n_early` must leave at least one of the ", channels,
-      " channels of `x`; got ", n_early);
-  if (weight) check_shape(*weight, "weight", "[C - n_early, C - n_early]", {channels - n_early, channels - n_early});
-  if (early) {
-    check_rank(*early, "early", "[B, E, T]", 3);
-    check_shape(*early, "early", "[B, E, T]", {batch, early->size(1), time});
-  }
+  check_flow_step(x, hidden, end_weight, end_bias, weight, early, n_early, parsed);
   return dispatch(x, "x", [&](auto type) -> std::tuple<Tensor, Tensor> {
     using X = typename decltype(type)::type;
     const auto with = [&](auto hidden_type) {

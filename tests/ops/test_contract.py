@@ -35,8 +35,12 @@ def test_float32_against_the_float64_reference(case: Case, backend: str, length:
 
 
 HALF = [torch.float16, torch.bfloat16]
-HALF_BACKENDS = [
-    b for b in BACKENDS if all(registry._unsupported(b, "gate", torch.zeros(1, dtype=d)) is None for d in HALF)
+HALF_CASES = [
+    pytest.param(case, dtype, backend, id=f"{case.name}-{str(dtype)[6:]}-{backend}")
+    for case in CASES
+    for dtype in HALF
+    for backend in BACKENDS
+    if registry._unsupported(backend, case.function.__name__, torch.zeros(1, 2, 1, dtype=dtype)) is None
 ]
 
 
@@ -44,9 +48,7 @@ def rms(x: torch.Tensor) -> torch.Tensor:
     return x.double().square().mean().sqrt()
 
 
-@by_name
-@pytest.mark.parametrize("backend", HALF_BACKENDS)
-@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize(("case", "dtype", "backend"), HALF_CASES)
 def test_half_precision_keeps_its_dtype_and_its_bound(case: Case, dtype: torch.dtype, backend: str) -> None:
     """Backends may err twice as much as the reference, which is plain PyTorch in that dtype; it has a bound of its own,
     for what the public function adds around it."""
@@ -64,9 +66,7 @@ def test_half_precision_keeps_its_dtype_and_its_bound(case: Case, dtype: torch.d
         assert rms(g - e) <= 2 * rms(p - e) + 1e-5 * size  # what float32 is granted, where PyTorch happens to be exact
 
 
-@by_name
-@pytest.mark.parametrize("backend", [b for b in HALF_BACKENDS if b != "reference"])
-@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize(("case", "dtype", "backend"), [p for p in HALF_CASES if p.values[2] != "reference"])
 def test_half_precision_gradients_keep_their_bound(case: Case, dtype: torch.dtype, backend: str) -> None:
     args, options = case.arguments(33, dtype)
     wide_args, wide_options = convert(args, torch.float64), convert(options, torch.float64)

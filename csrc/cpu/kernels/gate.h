@@ -1,13 +1,15 @@
 #pragma once
 
 #include "../../params.h"
+#include "../bfloat16.h"
 #include "simd.h"
 
 namespace fastflow::FASTFLOW_ISA {
 
 template <class T>
 void gate_row(const T* tanh_in, const T* sigmoid_in, T* out, int64_t n) {
-  for (int64_t t = 0; t < n; ++t) out[t] = tanh_value(tanh_in[t]) * sigmoid_value(sigmoid_in[t]);
+  for (int64_t t = 0; t < n; ++t)
+    out[t] = narrow<T>(tanh_value(widen(tanh_in[t])) * sigmoid_value(widen(sigmoid_in[t])));
 }
 
 template <class T>

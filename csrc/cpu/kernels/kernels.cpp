@@ -3,6 +3,7 @@
 
 #include "actnorm.h"
 #include "affine_coupling.h"
+#include "flow_step.h"
 #include "gate.h"
 #include "invconv1x1.h"
 #include "wn_layer.h"
@@ -14,24 +15,33 @@ namespace fastflow::FASTFLOW_ISA {
 
 template <class T>
 const Kernels<T>& table() {
-  static constexpr Kernels<T> functions = {
-      FASTFLOW_STRINGIZE(FASTFLOW_ISA),
-      &gate<T>,
-      &wn_layer_packed_size<T>,
-      &wn_layer_panels<T>,
-      &wn_layer_pack<T>,
-      &wn_layer_scratch_size<T>,
-      &wn_layer_tiles<T>,
-      &wn_layer<T>,
-      &affine_coupling<T>,
-      &invconv1x1_tiles<T>,
-      &invconv1x1<T>,
-      &actnorm<T>,
-  };
+  static constexpr Kernels<T> functions = [] {
+    Kernels<T> all = {};
+    all.isa = FASTFLOW_STRINGIZE(FASTFLOW_ISA);
+    all.gate = &gate<T>;
+    if constexpr (sizeof(T) != 2) {
+      all.wn_layer_packed_size = &wn_layer_packed_size<T>;
+      all.wn_layer_panels = &wn_layer_panels<T>;
+      all.wn_layer_pack = &wn_layer_pack<T>;
+      all.wn_layer_scratch_size = &wn_layer_scratch_size<T>;
+      all.wn_layer_tiles = &wn_layer_tiles<T>;
+      all.wn_layer = &wn_layer<T>;
+    }
+    all.affine_coupling = &affine_coupling<T>;
+    all.invconv1x1_tiles = &invconv1x1_tiles<T>;
+    all.invconv1x1 = &invconv1x1<T>;
+    all.log_abs_det = &log_abs_det;
+    all.actnorm = &actnorm<T>;
+    all.flow_step_tiles = &flow_step_tiles<T>;
+    all.flow_step_scratch_size = &flow_step_scratch_size<T>;
+    all.flow_step = &flow_step<T>;
+    return all;
+  }();
   return functions;
 }
 
 template const Kernels<float>& table<float>();
 template const Kernels<double>& table<double>();
+template const Kernels<bfloat16>& table<bfloat16>();
 
 }  // namespace fastflow::FASTFLOW_ISA

@@ -10,7 +10,6 @@ from torch import Tensor
 from fastflow.ops import checks, registry
 from fastflow.ops.affine_coupling import api as coupling
 from fastflow.ops.flow_step import reference
-from fastflow.ops.invconv1x1.api import multiply
 
 _TENSORS = 6  # x to early; the options follow
 
@@ -40,17 +39,6 @@ def _fake_backward(grad: Tensor, grad_log_det: Tensor, *rest: Any) -> list[Tenso
 
 _flow_step = registry.define("flow_step", reference.flow_step, _fake)
 _flow_step_backward = registry.define("flow_step_backward", reference.flow_step_backward, _fake_backward, backward=True)
-
-
-def _on_cpu(
-    moved: Tensor, shift: Tensor, log_scale: Tensor | None, mask: Tensor | None, form: str, reverse: bool
-) -> tuple[Tensor, Tensor]:
-    return coupling.affine_coupling(moved, shift, log_scale, mask=mask, form=form, reverse=reverse)
-
-
-# asked for by name, the C++ backend runs its own coupling and its own product around PyTorch's end convolution
-if registry.implements("cpu", "affine_coupling") and registry.implements("cpu", "invconv1x1"):
-    registry.implement("cpu", "flow_step", reference.compose(_on_cpu, lambda weight, x: multiply(x, weight)))
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
