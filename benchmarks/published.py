@@ -35,6 +35,7 @@ class PublishedWN(nn.Module):
         cond_weights: Sequence[Tensor],
         cond_biases: Sequence[Tensor],
         dilations: Sequence[int],
+        res_scale: float = 1.0,
     ) -> None:
         super().__init__()
 
@@ -47,11 +48,11 @@ class PublishedWN(nn.Module):
         self.cond = constants(
             [torch.cat(list(cond_weights))[:, :, None], torch.cat(list(cond_biases))] if cond_weights else []
         )
-        self.dilations = list(dilations)
+        self.dilations, self.res_scale = list(dilations), res_scale
         self.channels = conv_weights[0].shape[1]
 
     def forward(self, h: Tensor, cond: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        channels, last = self.channels, len(self.dilations) - 1
+        channels = self.channels
         out = torch.zeros_like(h)
         rows = 2 * channels
         projected = F.conv1d(cond, self.cond[0], self.cond[1]) if cond is not None else None
@@ -62,8 +63,10 @@ class PublishedWN(nn.Module):
             )
             part = projected[:, i * rows : (i + 1) * rows] if projected is not None else torch.zeros_like(u)
             r = F.conv1d(_gate(u, part, channels), self.res_skip_weights[i], self.res_skip_biases[i])
-            if i < last:
+            if r.shape[1] > channels:  # but in a last layer of skip rows only
                 h = h + r[:, :channels]
+                if self.res_scale != 1.0:
+                    h = h * self.res_scale
                 if mask is not None:
                     h = h * mask
                 out = out + r[:, channels:]
