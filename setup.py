@@ -52,7 +52,7 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     HOST_FLAGS.append("-DFASTFLOW_X86")
     avx2 = ["-mavx2", "-mfma"]
     avx512 = ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mprefer-vector-width=512"]
-    INSTRUCTION_SETS |= {"avx2": avx2, "avx512": avx2 + avx512}
+    INSTRUCTION_SETS |= {"avx2": avx2, "avx512": avx2 + avx512, "avx512_bf16": [*avx2, *avx512, "-mavx512bf16"]}
 
 
 class BuildError(Exception):

@@ -42,6 +42,7 @@ struct WnLayerParams {
   const T* mask;             // [B, 1, T] or null
   T* h_out;                  // [B, R, T], R = C, or null when the layer has no residual rows (R = 0)
   T* skip;                   // [B, S, T]
+  T* u;                      // [B, 2G, T] or null: where to keep the gate's input for a backward
   int64_t h_batch, cond_batch, input_bias_batch, mask_batch;
   int64_t batch, channels, gate_channels, skip_channels, time;  // B, C, G, S, T
   int64_t kernel_size, dilation, left_padding;
@@ -50,6 +51,19 @@ struct WnLayerParams {
   bool skip_accumulate;  // skip += instead of skip =
   T skip_scale;          // applied to skip after that; 1 for a single layer
   bool skip_masked;      // multiply skip by mask after that
+};
+
+// Backward of one layer's second product and gate:
+//   grad_u = gate'(u) * (res_skip_weight^T grad_r),  a = gate(u), for the products that PyTorch does with them.
+template <class T>
+struct WnGateBackwardRowParams {
+  const T* grad_r;           // [B, R + S, T]: gradients of the second product's rows
+  const T* u;                // [B, 2G, T], dense
+  const T* res_skip_weight;  // [R + S, G]
+  T* grad_u;                 // [B, 2G, T]
+  T* a;                      // [B, G, T]
+  int64_t grad_r_batch;
+  int64_t batch, rows, gate_channels, time;  // B, R + S, G, T
 };
 
 // The stack of layers as the kernels for GPUs take it. Time comes before channels in every array: [B, T, C].

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import fastflow
 from fastflow import _native
 from fastflow.ops import registry
 
@@ -320,18 +321,84 @@ def test_wn_layer_keeps_nan_local() -> None:
     assert not skip[1].isnan().any() and not h_out[1].isnan().any()
 
 
-def test_wn_layer_same_bits_on_any_number_of_threads() -> None:
-    arguments = layer_arguments(dtype=torch.float32, t=1500, c=16, g=16, s=16)
+@pytest.mark.parametrize("dilation", [1, 2, 64])
+def test_wn_layer_same_bits_on_any_number_of_threads(dilation: int) -> None:
+    arguments = layer_arguments(dtype=torch.float32, t=1500, c=16, g=16, s=16, dilation=dilation)
     before = torch.get_num_threads()
     try:
         results = []
-        for threads in (1, 2, 3):
+        for threads in (1, 2, 3, 7):
             torch.set_num_threads(threads)
-            results.append(ops.wn_layer(*arguments))
+            results.append([*ops.wn_layer(*arguments), *ops.wn_layer_keeping_u(*arguments)])
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dilation", [1, 2, 3, 4, 8, 16, 24, 32, 64, 96])
+def test_wn_layer_minimal_filtering(dilation: int, causal: bool, dtype: torch.dtype) -> None:
+    """Lengths around whole and broken pairs of slices, for dilations that pair steps and dilations that do not."""
+    for t in (15, 17, 31, 33, 63, 64, 65, 127, 191, 200, 257):
+        arguments = layer_arguments(dtype=dtype, t=t, b=1, dilation=dilation, causal=causal, input_bias=1)
+        check_layer(arguments)
+        arguments[0] = arguments[0][..., 1:]  # type: ignore[index]
+        arguments[5] = arguments[5][..., 1:]  # type: ignore[index]
+        check_layer(arguments)
+
+
+def as_bfloat16(arguments: list[object]) -> list[object]:
+    return [a.bfloat16() if isinstance(a, Tensor) else a for a in arguments]
+
+
+def check_bfloat16_layer(arguments: list[object]) -> None:
+    """Against float64, the error is at most twice that of plain PyTorch in bfloat16."""
+    arguments = as_bfloat16(arguments)
+    with fastflow.use_backend("reference"):
+        plain = torch.ops.fastflow.wn_layer(*arguments)
+    expected = layer_formula(*arguments)  # type: ignore[arg-type]
+    for g, p, e in zip(ops.wn_layer(*arguments), plain, expected, strict=True):
+        assert g.dtype == torch.bfloat16
+        assert not g.numel() or (g - e).square().mean() <= 4 * (p - e).square().mean() + 1e-10
+
+
+@pytest.mark.parametrize("cond", ["local", "global", "projected", "none"])
+@pytest.mark.parametrize("t", [0, 33, 130])
+def test_wn_layer_in_bfloat16(t: int, cond: str) -> None:
+    for dilation in (1, 2, 5, 32):
+        check_bfloat16_layer(layer_arguments(dtype=torch.float32, t=t, cond=cond, dilation=dilation, mask=True))
+
+
+def test_bfloat16_keeps_infinities_and_nan() -> None:
+    inf, nan = float("inf"), float("nan")
+    h = torch.tensor([1.0, inf, -inf, nan, 3e38]).bfloat16().view(1, 1, 5)
+    one = torch.ones(2, 1, 1).bfloat16()
+    h_out, _ = ops.wn_layer(h, one, None, one[:, :, 0], None, *[None] * 5, 1, False, 1.0, True)
+    expected = torch.ops.fastflow.wn_layer(h, one, None, one[:, :, 0], None, *[None] * 5, 1, False, 1.0, True)[0]
+    torch.testing.assert_close(h_out, expected, equal_nan=True)
+
+
+def check_gate_backward(arguments: list[object]) -> None:
+    """What the library keeps of a layer, and the gradients it makes of that."""
+    res_skip_weight = arguments[3]
+    h_out, u = ops.wn_layer_keeping_u(*arguments)
+    close(h_out, layer_formula(*arguments)[0])  # type: ignore[arg-type]
+    expected_u = u.double().requires_grad_()
+    grad_r = torch.randn(u.shape[0], res_skip_weight.shape[0], u.shape[2], dtype=u.dtype)  # type: ignore[attr-defined]
+    expected_a = gate_formula(expected_u)
+    grad_u, a = ops.wn_gate_backward(grad_r, u, res_skip_weight)
+    close(a, expected_a)
+    (expected,) = torch.autograd.grad(expected_a, expected_u, res_skip_weight.double().T @ grad_r.double())  # type: ignore[attr-defined]
+    close(grad_u, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("t", TIMES)
+def test_wn_gate_backward(t: int, dtype: torch.dtype) -> None:
+    for residual in (False, True):
+        check_gate_backward(layer_arguments(dtype=dtype, t=t, residual=residual, mask=True))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -669,8 +736,12 @@ def bad_step(**changes: object) -> list[object]:
             r"`conv_weight` must be \[2G, C, k\] with C = 4",
         ),
         (
+            lambda: ops.wn_layer(*bad_layer(h=torch.zeros(2, 5, 9).half())),
+            "`h` must be float32, float64 or bfloat16.*float16",
+        ),
+        (
             lambda: ops.wn_layer(*bad_layer(h=torch.zeros(2, 5, 9).bfloat16())),
-            "`h` must be float32 or float64.*bfloat16",
+            "`conv_weight` must be bfloat16 like the first argument; got float32",
         ),
         (lambda: ops.wn_layer(*bad_layer(conv_weight=torch.zeros(14, 5, 2))), "odd kernel size"),
         (
@@ -740,7 +811,7 @@ def test_bad_arguments(call: object, message: str) -> None:
     assert caught.type in BAD_ARGUMENT  # and no subclass, such as NotImplementedError
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512", "avx512_bf16"])
 def test_every_instruction_set(isa: str) -> None:
     """Processors differ: kernels that this one would not choose must be right too, or be refused by name."""
     script = f"""
@@ -748,6 +819,7 @@ import sys
 import torch
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import test_native as t
+torch.manual_seed(0)
 try:
     t.ops.gate(torch.zeros(1, 2, 1))
 except t.BAD_ARGUMENT as error:
@@ -759,6 +831,14 @@ for dtype in t.DTYPES:
     t.close(t.ops.gate(x), t.gate_formula(x.double()))
     for cond in ("local", "global", "projected", "none"):
         t.check_layer(t.layer_arguments(dtype=dtype, t=131, c=13, g=25, cond=cond, mask=True, input_bias=2))
+for threads in (1, 2, 7):
+    torch.set_num_threads(threads)
+    for dilation, time in ((1, 1), (1, 33), (2, 40), (4, 130), (8, 9), (16, 130), (32, 130), (64, 150)):
+        arguments = t.layer_arguments(dtype=torch.float32, t=time, c=9, dilation=dilation, causal=time == 40)
+        t.check_layer(arguments)
+        if time >= 33:  # of a few values, an error says little
+            t.check_bfloat16_layer(arguments)
+        t.check_gate_backward(arguments)
 for dtype in t.SMALL_DTYPES:
     t.test_gate(131, dtype)
     for form in ("exp", "sigmoid", "additive"):

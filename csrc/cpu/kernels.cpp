@@ -20,6 +20,10 @@ namespace avx512 {
 template <class T>
 const Kernels<T>& table();
 }
+namespace avx512_bf16 {
+template <class T>
+const Kernels<T>& table();
+}
 #endif
 
 namespace {
@@ -33,10 +37,13 @@ const Kernels<T>& choose() {
   const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
+  const bool has_avx512_bf16 = has_avx512 && __builtin_cpu_supports("avx512bf16");
+  if (has_avx512_bf16 && (asked.empty() || asked == "avx512_bf16")) return avx512_bf16::table<T>();
   if (has_avx512 && (asked.empty() || asked == "avx512")) return avx512::table<T>();
   if (has_avx2 && (asked.empty() || asked == "avx2")) return avx2::table<T>();
   if (has_avx2) usable += ", avx2";
   if (has_avx512) usable += ", avx512";
+  if (has_avx512_bf16) usable += ", avx512_bf16";
 #endif
   if (asked.empty() || asked == "baseline") return baseline::table<T>();
   throw std::invalid_argument("`FASTFLOW_CPU_ISA` must be one of " + usable + " on this processor; got " + asked);

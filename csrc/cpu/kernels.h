@@ -9,6 +9,19 @@
 
 namespace fastflow {
 
+// An operation that first re-lays weights into `packed` (`packed_size` bytes; tasks: `panels`) and then runs over tiles
+// of time (tasks: B times `tiles`), each thread with its own `scratch` of `scratch_size` bytes. Both buffers are
+// aligned to 64 bytes.
+template <class Params>
+struct TiledKernels {
+  int64_t (*packed_size)(const Params&);
+  int64_t (*panels)(const Params&);
+  void (*pack)(const Params&, int64_t begin, int64_t end, void* packed);
+  int64_t (*scratch_size)(const Params&);
+  int64_t (*tiles)(const Params&);
+  void (*run)(const Params&, int64_t begin, int64_t end, const void* packed, void* scratch);
+};
+
 // Every function works on the tasks [begin, end) of its operation, so that the host can share them out to threads.
 // Which task does what never depends on the number of threads: results are the same bits with one thread or many.
 template <class T>
@@ -18,15 +31,10 @@ struct Kernels {
   // Tasks: B * G rows.
   void (*gate)(const GateParams<T>&, int64_t begin, int64_t end);
 
-  // The weights of a layer are first re-laid into `packed` (wn_layer_packed_size elements; tasks: wn_layer_panels),
-  // then the layer runs over tiles of time (tasks: wn_layer_tiles), each thread with its own `scratch` of
-  // wn_layer_scratch_size elements. Both buffers are aligned to 64 bytes.
-  int64_t (*wn_layer_packed_size)(const WnLayerParams<T>&);
-  int64_t (*wn_layer_panels)(const WnLayerParams<T>&);
-  void (*wn_layer_pack)(const WnLayerParams<T>&, int64_t begin, int64_t end, T* packed);
-  int64_t (*wn_layer_scratch_size)(const WnLayerParams<T>&);
-  int64_t (*wn_layer_tiles)(const WnLayerParams<T>&);
-  void (*wn_layer)(const WnLayerParams<T>&, int64_t begin, int64_t end, const T* packed, T* scratch);
+  TiledKernels<WnLayerParams<T>> wn_layer;
+  // The same with products of bfloat16 and sums in float32, or null where they would gain nothing.
+  const TiledKernels<WnLayerParams<T>>* wn_layer_bf16;
+  TiledKernels<WnGateBackwardRowParams<T>> wn_gate_backward;
 
   // Tasks: B * C rows.
   void (*affine_coupling)(const AffineCouplingParams<T>&, int64_t begin, int64_t end);
@@ -51,7 +59,7 @@ struct Kernels {
 
 // The table for the best instruction set that this processor has; T is float, double or bfloat16 (for which the
 // functions of wn_layer are null). The environment variable
-// FASTFLOW_CPU_ISA (baseline, avx2 or avx512) asks for another one; it is read once.
+// FASTFLOW_CPU_ISA (baseline, avx2, avx512 or avx512_bf16) asks for another one; it is read once.
 template <class T>
 const Kernels<T>& kernels();
 

@@ -17,6 +17,14 @@ std::tuple<Tensor, Tensor> wn_layer(
     const OptionalTensor& cond_bias, const OptionalTensor& input_bias, const OptionalTensor& mask, int64_t dilation,
     bool causal, double res_scale, bool residual);
 
+std::tuple<Tensor, Tensor> wn_layer_keeping_u(
+    const Tensor& h, const Tensor& conv_weight, const OptionalTensor& conv_bias, const Tensor& res_skip_weight,
+    const OptionalTensor& res_skip_bias, const OptionalTensor& cond, const OptionalTensor& cond_weight,
+    const OptionalTensor& cond_bias, const OptionalTensor& input_bias, const OptionalTensor& mask, int64_t dilation,
+    bool causal, double res_scale, bool residual);
+
+std::tuple<Tensor, Tensor> wn_gate_backward(const Tensor& grad_r, const Tensor& u, const Tensor& res_skip_weight);
+
 Tensor wn(
     const Tensor& h, const std::vector<Tensor>& conv_weights, const std::vector<Tensor>& conv_biases,
     const std::vector<Tensor>& res_skip_weights, const std::vector<Tensor>& res_skip_biases, const OptionalTensor& cond,

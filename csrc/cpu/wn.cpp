@@ -7,7 +7,8 @@ namespace {
 template <class T>
 Tensor launch(
     const Tensor& h, const std::vector<WnLayerTensors>& layers, const OptionalTensor& mask,
-    const std::vector<int64_t>& dilations, bool causal, double res_scale, double skip_scale, bool last_residual) {
+    const std::vector<int64_t>& dilations, bool causal, double res_scale, double skip_scale, bool last_residual,
+    bool in_bf16) {
   const int64_t batch = h.size(0), channels = h.size(1), time = h.size(2);
   const int64_t last_rows = layers.back().res_skip_weight.size(0);
   const int64_t skip_channels = last_rows - (last_residual ? channels : 0);
@@ -15,9 +16,17 @@ Tensor launch(
   // The hidden state goes to and fro between two buffers: a tile reads its neighbours' steps of the layer before.
   const Tensor states[2] = {empty_like_shape(h, {batch, channels, time}), empty_like_shape(h, {batch, channels, time})};
 
+  OptionalTensor cond;
   for (size_t i = 0; i < layers.size(); ++i) {
     const bool last = i + 1 == layers.size();
-    WnLayer<T> layer(i == 0 ? h : states[(i + 1) % 2], layers[i], mask, dilations[i], causal);
+    WnLayerTensors tensors = layers[i];
+    if (in_bf16) {  // one layer's weights at a time; conditioning that all layers share, once
+      if (i == 0 || !tensors.cond_weight) cond = in_float32(tensors.cond, "cond");
+      tensors.cond.reset();
+      tensors = in_float32(tensors);
+      tensors.cond = cond;
+    }
+    WnLayer<T> layer(i == 0 ? h : states[(i + 1) % 2], tensors, mask, dilations[i], causal);
     WnLayerParams<T>& params = layer.params;
     params.skip_channels = skip_channels;
     params.res_scale = static_cast<T>(res_scale);
@@ -33,7 +42,7 @@ Tensor launch(
     } else {
       params.h_out = writable<T>(states[i % 2]);
     }
-    layer.run();
+    run_wn_layer(params, in_bf16);
   }
   return result;
 }
@@ -49,8 +58,16 @@ Tensor wn(
   const std::vector<WnLayerTensors> layers = wn_layers(
       h, conv_weights, conv_biases, res_skip_weights, res_skip_biases, cond, cond_weights, cond_biases, input_biases,
       mask, dilations, causal, last_residual);
-  return dispatch(h, "h", [&](auto type) {
-    return launch<decltype(type)>(h, layers, mask, dilations, causal, res_scale, skip_scale, last_residual);
+  return dispatch_with_bfloat16(h, "h", [&](auto type) {
+    using T = decltype(type);
+    if constexpr (std::is_same_v<T, bfloat16>) {
+      const Tensor result = launch<float>(
+          in_float32(h, "h"), layers, in_float32(mask, "mask"), dilations, causal, res_scale, skip_scale, last_residual,
+          true);
+      return torch::stable::to(result, ScalarType::BFloat16);
+    } else {
+      return launch<T>(h, layers, mask, dilations, causal, res_scale, skip_scale, last_residual, false);
+    }
   });
 }
 

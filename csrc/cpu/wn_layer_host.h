@@ -12,7 +12,7 @@ struct WnLayer {
   Dense<T> h, conv_weight, conv_bias, res_skip_weight, res_skip_bias, cond, cond_weight, cond_bias, input_bias, mask;
   WnLayerParams<T> params = {};
 
-  // Everything but the outputs and what scales them; `skip_row` is the first row of the skip half.
+  // Everything but the outputs and what scales them.
   WnLayer(
       const Tensor& h_tensor, const WnLayerTensors& layer, const OptionalTensor& mask_tensor, int64_t dilation,
       bool causal)
@@ -52,23 +52,47 @@ struct WnLayer {
     params.res_scale = 1;
     params.skip_scale = 1;
   }
-
-  void run() const;
 };
 
-template <class T>
-void WnLayer<T>::run() const {
-  const Kernels<T>& k = kernels<T>();
-  const int64_t tasks = params.batch * k.wn_layer_tiles(params);
+// Runs a tiled operation over `batch` entries on PyTorch's own threads.
+template <class Params>
+void run_tiled(const TiledKernels<Params>& k, const Params& params, int64_t batch) {
+  const int64_t tasks = batch * k.tiles(params);
   if (tasks == 0) return;
   static thread_local Scratch packed_memory, tile_memory;
-  T* packed = packed_memory.get<T>(k.wn_layer_packed_size(params));
-  torch::stable::parallel_for(0, k.wn_layer_panels(params), 8, [&](int64_t begin, int64_t end) {
-    k.wn_layer_pack(params, begin, end, packed);
-  });
+  void* packed = packed_memory.get<char>(k.packed_size(params));
+  torch::stable::parallel_for(
+      0, k.panels(params), 8, [&](int64_t begin, int64_t end) { k.pack(params, begin, end, packed); });
+  const int64_t scratch_size = k.scratch_size(params);
   torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
-    k.wn_layer(params, begin, end, packed, tile_memory.get<T>(k.wn_layer_scratch_size(params)));
+    k.run(params, begin, end, packed, tile_memory.get<char>(scratch_size));
   });
+}
+
+template <class T>
+void run_wn_layer(const WnLayerParams<T>& params, bool in_bf16) {
+  const Kernels<T>& k = kernels<T>();
+  run_tiled(in_bf16 && k.wn_layer_bf16 ? *k.wn_layer_bf16 : k.wn_layer, params, params.batch);
+}
+
+// Layers in bfloat16 are computed on float32 copies. These check the dtype of what they copy.
+inline Tensor in_float32(const Tensor& tensor, const char* name) {
+  check_same_kind(tensor, name, ScalarType::BFloat16);
+  return torch::stable::to(tensor, ScalarType::Float);
+}
+inline OptionalTensor in_float32(const OptionalTensor& tensor, const char* name) {
+  return tensor ? OptionalTensor(in_float32(*tensor, name)) : OptionalTensor();
+}
+inline WnLayerTensors in_float32(const WnLayerTensors& layer) {
+  return {
+      in_float32(layer.conv_weight, "conv_weight"),
+      in_float32(layer.conv_bias, "conv_bias"),
+      in_float32(layer.res_skip_weight, "res_skip_weight"),
+      in_float32(layer.res_skip_bias, "res_skip_bias"),
+      in_float32(layer.cond, "cond"),
+      in_float32(layer.cond_weight, "cond_weight"),
+      in_float32(layer.cond_bias, "cond_bias"),
+      in_float32(layer.input_bias, "input_bias")};
 }
 
 }  // namespace fastflow

@@ -64,9 +64,15 @@ BACKWARD_SCHEMAS = {
     "flow_step_backward": f"(Tensor grad, Tensor grad_log_det, {_FLOW_STEP}) -> Tensor[]",
 }
 
-# Where fastflow_cuda differs: the gated operations are told whether they may multiply float32 in tf32, and their
-# backward is made of `wn_gate_backward`, which computes the gate's input again and returns its gradient [B, 2G, T] and
-# the gate's output [B, G, T]. `ops/<op>/cuda.py` bridges the two.
+# What the gated operations' backward is made of: fastflow_cpu runs a layer again and returns its residual output and
+# the gate's input u [B, 2G, T]; from that, `wn_gate_backward` returns u's gradient and the gate's output [B, G, T].
+_CPU_SCHEMAS = {
+    "wn_layer_keeping_u": f"({_WN_LAYER}) -> (Tensor, Tensor)",
+    "wn_gate_backward": "(Tensor grad_r, Tensor u, Tensor res_skip_weight) -> (Tensor, Tensor)",
+}
+
+# Where fastflow_cuda differs: the gated operations are told whether they may multiply float32 in tf32, and
+# `wn_gate_backward` computes u again, which costs a GPU less than keeping it. `ops/<op>/native.py` bridges the two.
 _CUDA_SCHEMAS = {
     "wn_layer": f"({_WN_LAYER}, bool tf32) -> (Tensor, Tensor)",
     "wn": f"({_WN}, bool tf32) -> Tensor",
@@ -79,17 +85,19 @@ _CUDA_SCHEMAS = {
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 
-_CPU_BFLOAT16 = ("gate", "affine_coupling", "invconv1x1", "actnorm", "flow_step")  # what backend "cpu" takes it for
-
 # `auto` asks from left to right. Measured beside the reference, interleaved, on cores with AVX2 and with AVX-512, in
 # float32: `wn` is 1.1 to 1.7 times as fast (C 64 to 256, T 32 to 2560), `gate` 1.7 to 3.4, `actnorm` 1.6 to 3.2,
 # `flow_step` 1.7 to 3.8 (WaveGlow-256, T 640 to 3200), `invconv1x1` 3.7 to 9.8 (4 to 8 channels; 1.0 for 160),
 # `affine_coupling` 1.2 to 2.4, but 0.8 for the additive form on 86 steps, 2 µs of 10; in bfloat16 all of these gain at
-# least as much. Without AVX2, and in float64, PyTorch's own convolutions win.
+# least as much. The gated stack in bfloat16 is 33 times as fast with AVX2 (WaveGlow-256); with AVX-512, where PyTorch's
+# own products may have bfloat16 instructions, it has not been measured. The stack's backward is 1.2 times as fast.
+# Without AVX2, and in float64, PyTorch's own convolutions win.
 _AUTO_CPU: dict[torch.dtype, dict[str, tuple[str, ...]]] = {}
 if torch.backends.cpu.get_cpu_capability() != "DEFAULT":
     _AUTO_CPU[torch.float32] = dict.fromkeys(SCHEMAS, ("cpu", "reference"))
-    _AUTO_CPU[torch.bfloat16] = dict.fromkeys(_CPU_BFLOAT16, ("cpu", "reference"))
+    _AUTO_CPU[torch.bfloat16] = dict.fromkeys(SCHEMAS, ("cpu", "reference"))
+    if torch.backends.cpu.get_cpu_capability() != "AVX2":
+        del _AUTO_CPU[torch.bfloat16]["wn"], _AUTO_CPU[torch.bfloat16]["wn_layer"]
 # On a GPU nothing has been measured yet: fewer launches and fewer bytes decide.
 _AUTO_CUDA = dict.fromkeys(SCHEMAS, ("triton", "reference")) | {"gate": ("cuda", "triton", "reference")}
 
@@ -132,6 +140,13 @@ def _load_triton() -> None:
 
 
 @functools.cache
+def _load_cpu() -> None:
+    """Register what is made of the CPU library's operations."""
+    for op in ("wn_layer", "wn"):
+        importlib.import_module(f"fastflow.ops.{op}.cpu")
+
+
+@functools.cache
 def _load_cuda(key: str) -> None:
     """Register what the CUDA library implements for a dispatch key: CUDA, or in the tests' emulator CPU."""
     for op in (SCHEMAS | BACKWARD_SCHEMAS).keys() - _CUDA_SCHEMAS.keys():
@@ -152,6 +167,8 @@ def _unavailable(backend: str) -> str | None:
     if backend == "cuda" and _emulated:
         return None
     reason = _native.status()[backend] or _refused.get(backend)
+    if reason is None and backend == "cpu":
+        _load_cpu()
     if reason is None and backend == "cuda":
         if not torch.cuda.is_available():
             return "no CUDA device is available"
@@ -169,8 +186,10 @@ def _unsupported(backend: str, op: str, x: Tensor) -> str | None:
     if backend == "cpu":
         if x.device.type != "cpu":
             return f"the tensors are on {x.device}"
-        if x.dtype not in (torch.float32, torch.float64, *([torch.bfloat16] if op in _CPU_BFLOAT16 else [])):
-            return f"its kernels take float32, float64 and (without wn and wn_layer) bfloat16; got {x.dtype}"
+        if x.dtype == torch.bfloat16 and op.endswith("_backward"):
+            return f"its gradients are for float32 and float64; got {x.dtype}"
+        if x.dtype not in (torch.float32, torch.float64, torch.bfloat16):
+            return f"its kernels take float32, float64 and bfloat16; got {x.dtype}"
     if backend == "triton":
         interpreted = _triton.interpreted()
         if x.device.type != ("cpu" if interpreted else "cuda"):
@@ -282,7 +301,7 @@ def status() -> list[BackendStatus]:
 def _register_native() -> None:
     """Define the schemas for the compiled libraries and register what each of them implements."""
     _native.load()
-    for backend, schemas in (("cpu", SCHEMAS), ("cuda", SCHEMAS | BACKWARD_SCHEMAS | _CUDA_SCHEMAS)):
+    for backend, schemas in (("cpu", SCHEMAS | _CPU_SCHEMAS), ("cuda", SCHEMAS | BACKWARD_SCHEMAS | _CUDA_SCHEMAS)):
         library: Any = torch.library.Library(f"fastflow_{backend}", "DEF")  # type: ignore[no-untyped-call]
         _libraries.append(library)
         for op, schema in schemas.items():

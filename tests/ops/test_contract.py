@@ -34,13 +34,11 @@ def test_float32_against_the_float64_reference(case: Case, backend: str, length:
         torch.testing.assert_close(g.double(), e, rtol=1e-4, atol=1e-5)
 
 
-HALF = [torch.float16, torch.bfloat16]
-HALF_CASES = [
-    pytest.param(case, dtype, backend, id=f"{case.name}-{str(dtype)[6:]}-{backend}")
-    for case in CASES
-    for dtype in HALF
-    for backend in BACKENDS
-    if registry._unsupported(backend, case.function.__name__, torch.zeros(1, 2, 1, dtype=dtype)) is None
+HALF = [
+    (b, d)
+    for b in BACKENDS
+    for d in (torch.float16, torch.bfloat16)
+    if registry._unsupported(b, "gate", torch.zeros(1, dtype=d)) is None
 ]
 
 
@@ -48,7 +46,8 @@ def rms(x: torch.Tensor) -> torch.Tensor:
     return x.double().square().mean().sqrt()
 
 
-@pytest.mark.parametrize(("case", "dtype", "backend"), HALF_CASES)
+@by_name
+@pytest.mark.parametrize(("backend", "dtype"), HALF)
 def test_half_precision_keeps_its_dtype_and_its_bound(case: Case, dtype: torch.dtype, backend: str) -> None:
     """Backends may err twice as much as the reference, which is plain PyTorch in that dtype; it has a bound of its own,
     for what the public function adds around it."""
@@ -66,7 +65,8 @@ def test_half_precision_keeps_its_dtype_and_its_bound(case: Case, dtype: torch.d
         assert rms(g - e) <= 2 * rms(p - e) + 1e-5 * size  # what float32 is granted, where PyTorch happens to be exact
 
 
-@pytest.mark.parametrize(("case", "dtype", "backend"), [p for p in HALF_CASES if p.values[2] != "reference"])
+@by_name
+@pytest.mark.parametrize(("backend", "dtype"), [(b, d) for b, d in HALF if b != "reference"])
 def test_half_precision_gradients_keep_their_bound(case: Case, dtype: torch.dtype, backend: str) -> None:
     args, options = case.arguments(33, dtype)
     wide_args, wide_options = convert(args, torch.float64), convert(options, torch.float64)

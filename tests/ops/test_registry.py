@@ -104,8 +104,8 @@ def test_missing_library_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_backend_refuses_a_dtype_it_has_no_kernel_for() -> None:
     if not registry.status()[1].can_run:
         pytest.skip(registry.status()[1].reason)
-    x = torch.zeros(1, 2, 3, dtype=torch.bfloat16)
-    with use_backend("cpu"), pytest.raises(BackendError, match=r"float32 and float64; got torch\.bfloat16"):
+    x = torch.zeros(1, 2, 3, dtype=torch.float16)
+    with use_backend("cpu"), pytest.raises(BackendError, match=r"float32, float64 and bfloat16; got torch\.float16"):
         ops.gate(x)
 
 
@@ -130,10 +130,13 @@ def test_auto_logs_its_choice_once(caplog: pytest.LogCaptureFixture, monkeypatch
     assert len([r for r in caplog.records if "`gate` on cpu runs on backend" in r.getMessage()]) == 1
 
 
-def test_auto_keeps_float64_and_half_with_the_reference() -> None:
-    """The C++ kernels are measured faster in float32 only."""
-    for dtype in (torch.float64, torch.bfloat16):
-        assert registry._resolve("wn", torch.zeros(1, dtype=dtype)) is registry._implementations["reference"]["wn"]
+def test_auto_keeps_with_the_reference_what_was_not_measured_faster() -> None:
+    """float64, float16 and, but for AVX2, the gated stack in bfloat16; gradients in bfloat16."""
+    for dtype in (torch.float64, torch.float16):
+        assert registry._auto("wn", torch.zeros(1, dtype=dtype)) == "reference"
+    assert registry._auto("wn_backward", torch.zeros(1, dtype=torch.bfloat16)) == "reference"
+    if torch.backends.cpu.get_cpu_capability() != "AVX2":
+        assert registry._auto("wn", torch.zeros(1, dtype=torch.bfloat16)) == "reference"
 
 
 def test_the_programs_default_device_and_dtype_take_no_backend_away() -> None:

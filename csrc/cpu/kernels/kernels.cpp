@@ -6,12 +6,19 @@
 #include "flow_step.h"
 #include "gate.h"
 #include "invconv1x1.h"
+#include "wn_gate_backward.h"
 #include "wn_layer.h"
 
 #define FASTFLOW_STRINGIZE_(x) #x
 #define FASTFLOW_STRINGIZE(x) FASTFLOW_STRINGIZE_(x)
 
 namespace fastflow::FASTFLOW_ISA {
+
+template <class O>
+constexpr TiledKernels<WnLayerParams<typename O::value>> wn_layer_kernels = {
+    &wn_layer_packed_size<O>,  &wn_layer_panels<O>, &wn_layer_pack<O>,
+    &wn_layer_scratch_size<O>, &wn_layer_tiles<O>,  &wn_layer<O>,
+};
 
 template <class T>
 const Kernels<T>& table() {
@@ -20,13 +27,13 @@ const Kernels<T>& table() {
     all.isa = FASTFLOW_STRINGIZE(FASTFLOW_ISA);
     all.gate = &gate<T>;
     if constexpr (sizeof(T) != 2) {
-      all.wn_layer_packed_size = &wn_layer_packed_size<T>;
-      all.wn_layer_panels = &wn_layer_panels<T>;
-      all.wn_layer_pack = &wn_layer_pack<T>;
-      all.wn_layer_scratch_size = &wn_layer_scratch_size<T>;
-      all.wn_layer_tiles = &wn_layer_tiles<T>;
-      all.wn_layer = &wn_layer<T>;
+      all.wn_layer = wn_layer_kernels<Plain<T>>;
+      all.wn_gate_backward = {
+          &wn_gate_backward_packed_size<T>,  &wn_gate_backward_panels<T>, &wn_gate_backward_pack<T>,
+          &wn_gate_backward_scratch_size<T>, &wn_gate_backward_tiles<T>,  &wn_gate_backward<T>,
+      };
     }
+    if constexpr (std::is_same_v<T, float> && kBf16Pairs) all.wn_layer_bf16 = &wn_layer_kernels<Bf16Pairs>;
     all.affine_coupling = &affine_coupling<T>;
     all.invconv1x1_tiles = &invconv1x1_tiles<T>;
     all.invconv1x1 = &invconv1x1<T>;

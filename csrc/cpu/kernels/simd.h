@@ -5,9 +5,13 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 #ifndef FASTFLOW_ISA
-#error "define FASTFLOW_ISA: baseline, avx2 or avx512"
+#error "define FASTFLOW_ISA: baseline, avx2, avx512 or avx512_bf16"
 #endif
 
 namespace fastflow::FASTFLOW_ISA {
@@ -28,11 +32,31 @@ constexpr int kRows = 6;
 #endif
 constexpr int kVectors = 2;
 
+// Whether layers in bfloat16 multiply pairs of it. Without an instruction for that, float32 products are faster; the
+// baseline, which is never chosen for its speed, does it so that tests run that code on every processor.
+#if defined(__AVX512BF16__) || !(defined(__AVX2__) || defined(__aarch64__))
+constexpr bool kBf16Pairs = true;
+#else
+constexpr bool kBf16Pairs = false;
+#endif
+
 template <class T>
 struct Vector {
   typedef T type __attribute__((vector_size(kVectorBytes), may_alias));
   static constexpr int lanes = kVectorBytes / sizeof(T);
 };
+
+// Loads and stores at any address.
+template <class T>
+inline typename Vector<T>::type load(const T* from) {
+  typename Vector<T>::type x;
+  __builtin_memcpy(&x, from, sizeof(x));
+  return x;
+}
+template <class T>
+inline void store(T* to, typename Vector<T>::type x) {
+  __builtin_memcpy(to, &x, sizeof(x));
+}
 
 template <class T>
 constexpr int64_t kColumns = kVectors * Vector<T>::lanes;  // width of a register tile in time steps
@@ -40,6 +64,29 @@ constexpr int64_t kColumns = kVectors * Vector<T>::lanes;  // width of a registe
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+
+using Bits = Vector<uint32_t>::type;
+
+// The bits of a float32 rounded to bfloat16, ties to even, in the upper half; the lower half is left over.
+template <class B>  // uint32_t or a vector of it
+inline B round_to_bf16(B bits) {
+  // A NaN keeps its upper half and becomes quiet: rounding could make an infinity of it.
+  const B nan = bits | 0x00400000u, rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+  return (bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded;
+}
+
+// sum + a.low * b.low + a.high * b.high, each lane a pair of bfloat16
+inline Vector<float>::type dot_bf16_pairs(Vector<float>::type sum, Bits a, Bits b) {
+#ifdef __AVX512BF16__
+  return reinterpret_cast<Vector<float>::type>(
+      _mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b)));
+#else
+  using V = Vector<float>::type;
+  const V a_low = __builtin_bit_cast(V, a << 16), a_high = __builtin_bit_cast(V, a & 0xffff0000u);
+  const V b_low = __builtin_bit_cast(V, b << 16), b_high = __builtin_bit_cast(V, b & 0xffff0000u);
+  return sum + a_low * b_low + a_high * b_high;
+#endif
+}
 
 // The next three are written without branches or library calls, so that loops over them become vector code.
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fastflow.ops import registry
-from fastflow.ops.wn.reference import Layer, by_layers
-from fastflow.ops.wn_layer.cuda import allows_tf32, layer_backward, wn_layer
+from fastflow.ops.wn.native import wn_backward_on
+from fastflow.ops.wn_layer.cuda import allows_tf32, library
 
 
 def wn(h: Tensor, *rest: Any) -> Tensor:
@@ -17,27 +17,5 @@ def wn(h: Tensor, *rest: Any) -> Tensor:
     return result
 
 
-def _keep(x: Tensor, layer: Layer, mask: Tensor | None, causal: bool, res_scale: float) -> tuple[Tensor, Tensor]:
-    if not layer.residual:
-        return x, x
-    h, _ = wn_layer(x, *layer[:8], mask, layer.dilation, causal, res_scale, True)
-    return x, h
-
-
-def _layer_backward(
-    grad_h: Tensor,
-    grad_skip: Tensor,
-    kept: Tensor,
-    layer: Layer,
-    mask: Tensor | None,
-    causal: bool,
-    res_scale: float,
-    needs: list[bool],
-) -> list[Tensor | None]:
-    return layer_backward(
-        grad_h, grad_skip, kept, *layer[:8], mask, layer.dilation, causal, res_scale, layer.residual, needs
-    )
-
-
 registry.implement("cuda", "wn", wn)
-registry.implement("cuda", "wn_backward", by_layers(_keep, _layer_backward))
+registry.implement("cuda", "wn_backward", wn_backward_on(library))
