@@ -683,6 +683,49 @@ def test_small_operations_give_the_same_bits_on_any_number_of_threads(dtype: tor
         assert all(torch.equal(a, b) for a, b in zip(results[0], others, strict=True))
 
 
+def backward_calls(dtype: torch.dtype, t: int) -> dict[str, list[object]]:
+    """Arguments of each backward that the library has: every form and direction, with and without a mask."""
+    x, shift, log_scale, grad = (rand(2, 4, t, dtype=dtype) for _ in range(4))
+    mask, loc, scale = (torch.rand(2, 1, t) > 0.3).to(dtype), rand(4, dtype=dtype), rand(4, dtype=dtype) + 3
+    calls: dict[str, list[object]] = {"gate_backward": [grad[:, :2], x]}
+    from_sum = rand(2, dtype=dtype)
+    for m in (None, mask):
+        for reverse in (False, True):
+            calls[f"actnorm_backward {m is None} {reverse}"] = [grad, from_sum, x, loc, scale, m, reverse]
+            for form in ("exp", "sigmoid", "additive"):
+                s = None if form == "additive" else log_scale
+                name = f"affine_coupling_backward {form} {m is None} {reverse}"
+                calls[name] = [grad, from_sum, x, shift, s, m, form, reverse]
+    return calls
+
+
+def check_backward(name: str, arguments: list[object]) -> None:
+    op = name.split()[0]
+    wide_arguments = [a.double() if isinstance(a, Tensor) else a for a in arguments]
+    expected = registry._implementations["reference"][op](*wide_arguments)
+    got = getattr(ops, op)(*arguments)
+    if isinstance(got, Tensor):
+        got, expected = [got], [expected]
+    assert len(got) == len(expected)
+    for g, e in zip(got, expected, strict=True):
+        close(g, e)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_backwards_against_the_reference_formulas(dtype: torch.dtype) -> None:
+    for t in [*TIMES, 511, 512, 513]:
+        for name, arguments in backward_calls(dtype, t).items():
+            check_backward(name, arguments)
+
+
+def test_backward_layouts() -> None:
+    for name, arguments in backward_calls(torch.float32, 40).items():
+        for index, argument in enumerate(arguments):
+            if isinstance(argument, Tensor) and argument.dim() == 3:
+                for x in layouts(argument).values():
+                    check_backward(name, [x if i == index else a for i, a in enumerate(arguments)])
+
+
 def test_coupling_is_accurate_everywhere() -> None:
     """Scales from nothing to infinity, relative to the result itself; infinities and NaN as PyTorch has them."""
     s = torch.cat([torch.linspace(-104, 88.5, 40001), torch.tensor([-200.0, 200.0, math.inf, -math.inf, math.nan])])
@@ -847,6 +890,8 @@ for dtype in t.SMALL_DTYPES:
             t.test_flow_step(form, reverse, dtype)
     t.test_invconv1x1(33, dtype)
     t.test_actnorm(True, dtype)
+for dtype in t.DTYPES:
+    t.test_backwards_against_the_reference_formulas(dtype)
 t.test_flow_step_channels(66)
 t.test_coupling_is_accurate_everywhere()
 print("right")

@@ -55,6 +55,11 @@ struct Kernels {
   void (*flow_step)(
       const FlowStepParams<T, T>&, int64_t begin, int64_t end, const accumulator_t<T>* end_weight,
       const accumulator_t<T>* weight, accumulator_t<T>* scratch);
+
+  // Tasks: B * G, B * C and B * C rows; null for bfloat16.
+  void (*gate_backward)(const GateBackwardParams<T>&, int64_t begin, int64_t end);
+  void (*affine_coupling_backward)(const AffineCouplingBackwardParams<T>&, int64_t begin, int64_t end);
+  void (*actnorm_backward)(const ActNormBackwardParams<T>&, int64_t begin, int64_t end);
 };
 
 // The table for the best instruction set that this processor has; T is float, double or bfloat16 (for which the

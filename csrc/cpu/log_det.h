@@ -5,19 +5,22 @@
 
 namespace fastflow {
 
-// [B]: `per_step` times the steps of each batch entry, which are T or the sum of its mask.
+// How many steps batch entry b has: `time`, or the sum of its mask.
+template <class T>
+double steps_of(const Dense<T>& mask, int64_t b, int64_t time) {
+  if (!mask.data) return static_cast<double>(time);
+  double steps = 0;
+  for (int64_t t = 0; t < time; ++t) steps += widen(mask.data[b * mask.batch + t]);
+  return steps;
+}
+
+// [B]: `per_step` times the steps of each batch entry.
 template <class T>
 Tensor log_det_of_steps(const Tensor& x, const Dense<T>& mask, double per_step) {
-  const int64_t batch = x.size(0), time = x.size(2);
-  const Tensor log_det = empty_of(x, {batch}, scalar_type_of<accumulator_t<T>>);
-  for (int64_t b = 0; b < batch; ++b) {
-    double steps = static_cast<double>(time);
-    if (mask.data) {
-      steps = 0;
-      for (int64_t t = 0; t < time; ++t) steps += widen(mask.data[b * mask.batch + t]);
-    }
-    writable<accumulator_t<T>>(log_det)[b] = static_cast<accumulator_t<T>>(steps * per_step);
-  }
+  using A = accumulator_t<T>;
+  const Tensor log_det = empty_of(x, {x.size(0)}, scalar_type_of<A>);
+  for (int64_t b = 0; b < x.size(0); ++b)
+    writable<A>(log_det)[b] = static_cast<A>(steps_of(mask, b, x.size(2)) * per_step);
   return log_det;
 }
 

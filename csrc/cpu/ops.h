@@ -46,4 +46,14 @@ std::tuple<Tensor, Tensor> flow_step(
     const OptionalTensor& weight, const OptionalTensor& early, int64_t n_early, const std::string& form,
     bool transform_first, bool reverse, bool log_det);
 
+Tensor gate_backward(const Tensor& grad, const Tensor& x);
+
+std::vector<Tensor> affine_coupling_backward(
+    const Tensor& grad, const Tensor& grad_log_det, const Tensor& x, const Tensor& shift,
+    const OptionalTensor& log_scale, const OptionalTensor& mask, const std::string& form, bool reverse);
+
+std::vector<Tensor> actnorm_backward(
+    const Tensor& grad, const Tensor& grad_log_det, const Tensor& x, const Tensor& loc, const Tensor& scale,
+    const OptionalTensor& mask, bool reverse);
+
 }  // namespace fastflow

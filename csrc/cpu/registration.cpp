@@ -13,4 +13,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastflow_cpu, CPU, m) {
   m.impl("invconv1x1", TORCH_BOX(&fastflow::invconv1x1));
   m.impl("actnorm", TORCH_BOX(&fastflow::actnorm));
   m.impl("flow_step", TORCH_BOX(&fastflow::flow_step));
+  m.impl("gate_backward", TORCH_BOX(&fastflow::gate_backward));
+  m.impl("affine_coupling_backward", TORCH_BOX(&fastflow::affine_coupling_backward));
+  m.impl("actnorm_backward", TORCH_BOX(&fastflow::actnorm_backward));
 }

@@ -42,6 +42,11 @@ const Kernels<T>& table() {
     all.flow_step_tiles = &flow_step_tiles<T>;
     all.flow_step_scratch_size = &flow_step_scratch_size<T>;
     all.flow_step = &flow_step<T>;
+    if constexpr (sizeof(T) != 2) {
+      all.gate_backward = &gate_backward<T>;
+      all.affine_coupling_backward = &affine_coupling_backward<T>;
+      all.actnorm_backward = &actnorm_backward<T>;
+    }
     return all;
   }();
   return functions;
