@@ -19,8 +19,14 @@ from fastflow.models import WaveGlowLoss
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden"
 
-SALTS = {"waveglow_tiny": "tiny-a", "waveglow_256": "full-a", "waveglow_old": "old-c"}
-_CONFIGS = {"waveglow_tiny": "tiny", "waveglow_256": "full", "waveglow_old": "old"}
+SALTS = {
+    "waveglow_tiny": "tiny-a",
+    "waveglow_256": "full-a",
+    "waveglow_old": "old-c",
+    "flowavenet_tiny": "fw-a",
+    "flowavenet_default": "fw-full",
+}
+_CONFIGS = {"waveglow_256": "full"}  # where the name of the sizes is not the last part of the case's
 
 
 def spec(case: str) -> dict[str, list[int]]:
@@ -35,8 +41,11 @@ def make_state_dict(case: str) -> dict[str, torch.Tensor]:
 
 
 def config(case: str) -> dict[str, Any]:
-    """The keyword arguments of `fastflow.models.WaveGlow` for this case."""
-    sizes = json.loads((GOLDEN / "waveglow_configs.json").read_text())[_CONFIGS[case]]
+    """The keyword arguments of `fastflow.models.WaveGlow`, or `FloWaveNet`, for this case."""
+    stem, _, name = case.partition("_")
+    sizes = json.loads((GOLDEN / f"{stem}_configs.json").read_text())[_CONFIGS.get(case, name)]
+    if stem == "flowavenet":
+        return sizes | {"in_channel": 1}
     return sizes | {
         "hop_length": 256,
         "win_length": 1024,
@@ -48,7 +57,8 @@ def config(case: str) -> dict[str, Any]:
 def load_case(case: str) -> dict[str, torch.Tensor]:
     """`mel` [B, n_mels, F], `sigma` [], `z` [B, n_group, T / n_group] (unscaled), `audio_out` [B, T]; for
     training (not `waveglow_old`) `train_audio` [B, T], `train_z`, `train_log_s_sum`, `train_log_det`
-    [n_flows], `train_loss` []."""
+    [n_flows], `train_loss` []. FloWaveNet: `mel`, `z` [B, 1, T] (scaled), `audio_out` [B, 1, T], `train_audio`
+    [B, 1, T], `train_log_p` [], `train_logdet` [] (stored in float64)."""
     with np.load(GOLDEN / f"{case}.npz") as arrays:
         return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
 
@@ -93,10 +103,16 @@ def _draw(key: str, shape: list[int], salt: str) -> np.ndarray:
         values = 0.05 * values
     elif key.endswith(".weight_g"):
         values = 1.0 + 0.1 * np.tanh(values)
-    elif key.endswith(".end.weight"):
+    elif key.endswith((".end.weight", ".final_conv.3.conv.weight")):
         values = 0.3 * values / np.sqrt(fan_in)
     elif key.startswith("upsample"):
         values = values / np.sqrt(fan_in * 4 / 256.0) * 0.2
+    elif key.endswith(".loc"):
+        values = 0.1 * values
+    elif key.endswith(".actnorm.scale"):
+        values = np.exp(0.1 * values)
+    elif key.endswith(".scale"):
+        values = 0.05 * values
     else:
         values = values / np.sqrt(fan_in)
     return values.astype(np.float32)

@@ -1,6 +1,7 @@
 """Published models, assembled from `fastflow.nn`."""
 
+from fastflow.models.flowavenet import FloWaveNet
 from fastflow.models.graphed import GraphedInfer
 from fastflow.models.waveglow import WaveGlow, WaveGlowLoss
 
-__all__ = ["GraphedInfer", "WaveGlow", "WaveGlowLoss"]
+__all__ = ["FloWaveNet", "GraphedInfer", "WaveGlow", "WaveGlowLoss"]

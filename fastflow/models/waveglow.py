@@ -6,13 +6,13 @@ order of random draws follow NVIDIA/waveglow, `glow.py`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from fastflow.models import inputs
 from fastflow.models.upsample import Upsample
 from fastflow.nn import WN, Conv1d, InvertibleConv1x1
 from fastflow.ops import checks
@@ -48,10 +48,6 @@ class CouplingNet(WN):
             return hidden
         out: Tensor = self.end(hidden)
         return out
-
-    def remove_weight_norm(self) -> None:
-        super().remove_weight_norm()
-        self.start.remove_weight_norm()
 
 
 class WaveGlow(nn.Module):
@@ -184,14 +180,7 @@ class WaveGlow(nn.Module):
         return self.upsample.grouped(mel, steps, channels_last=mel.device.type == "cuda")
 
     def _check_mel(self, mel: Tensor) -> None:
-        checks.check_floating("mel", mel)
-        if mel.dim() != 3 or mel.shape[1] != self.n_mel_channels:
-            raise ValueError(f"`mel` must be [B, {self.n_mel_channels}, T]; got {list(mel.shape)}")
-        parameter = self.upsample.weight
-        if mel.device != parameter.device:
-            raise ValueError(f"`mel` must be on the model's device, {parameter.device}; got {mel.device}")
-        if mel.dtype != parameter.dtype:
-            raise ValueError(f"`mel` must have the model's dtype, {parameter.dtype}; got {mel.dtype}")
+        inputs.check_mel("mel", mel, self.n_mel_channels, self._convinv(0).conv.weight)
 
     def forward(self, forward_input: tuple[Tensor, Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """The training direction: audio to noise.
@@ -264,10 +253,7 @@ class WaveGlow(nn.Module):
                 first is), `sigma` is negative, or a 1x1 weight is singular.
         """
         self._check_mel(mel)
-        if not torch.compiler.is_compiling():
-            checks.check_finite("mel", mel)
-        if not 0 <= sigma < math.inf:
-            raise ValueError(f"`sigma` must be a finite number >= 0; got {sigma}")
+        inputs.check_synthesis(mel, sigma)
         steps = mel.shape[2] * self.hop_length // self.n_group
         return self._synthesised(mel, self._noise(mel, steps, z, generator) * sigma)
 
@@ -289,19 +275,8 @@ class WaveGlow(nn.Module):
 
     def _noise(self, mel: Tensor, steps: int, z: Tensor | None, generator: torch.Generator | None) -> Tensor:
         """Return unit noise [B, n_group, steps], `z` or drawn."""
-        if z is not None:
-            if generator is not None:
-                raise ValueError("`generator` must be None where `z` is given; got both")
-            checks.check_shape("z", z, "[B, n_group, F * hop_length / n_group]", (mel.shape[0], self.n_group, steps))
-            checks.check_like("z", z, "mel", mel)
-            return z
-        if generator is not None and generator.device.type != mel.device.type:
-            raise ValueError(f"`generator` must be on the device of `mel`, {mel.device}; got {generator.device}")
-        draws = [
-            torch.randn(mel.shape[0], width, steps, generator=generator, dtype=mel.dtype, device=mel.device)
-            for width in self._noise_widths()
-        ]
-        return torch.cat(draws, 1)
+        layout = "[B, n_group, F * hop_length / n_group]"
+        return inputs.unit_noise(z, generator, mel, layout, self._noise_widths(), steps)
 
     def remove_weightnorm(self, model: WaveGlow | None = None) -> WaveGlow:
         """Replace weight norm by the plain weights it stands for, in place; return the model.

@@ -1,8 +1,9 @@
-"""A 1-D convolution with optional weight norm, under the published names of its parameters."""
+"""Convolutions with optional weight norm, under the published names of their parameters."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,15 +35,20 @@ def unfold(weight: Tensor) -> tuple[Tensor, Tensor]:
     return weight.to(dtype).masked_fill(norms == 0, 1.0), norms.to(dtype)
 
 
-class Conv1d(PackingModule[Tensor]):
-    """Convolution [B, C_in, T] -> [B, C_out, T], stride 1, zero "same" padding.
+class NormedConv(PackingModule[Tensor]):
+    """The weight and the bias of a convolution, with optional weight norm over dimension 0 of the weight.
 
-    With weight norm the parameters are `bias`, `weight_g` [C_out, 1, 1] and `weight_v` [C_out, C_in, k], the names of
+    With weight norm the parameters are `bias`, `weight_g` [C, 1, ...] and `weight_v` [C, ...], the names of
     `torch.nn.utils.weight_norm`, in whose order published checkpoints list them; without it, `weight` and `bias`.
     `load_state_dict` takes all three spellings in both cases: g/v, `parametrizations.weight.original0/1` and a plain
     `weight`.
 
-    Initial values are those of `torch.nn.Conv1d`.
+    Args:
+        weight_shape: of the weight; a bias has one value for each of `out_channels`.
+        out_channels: C_out.
+        fan_in: initial values are uniform within 1 / sqrt(fan_in), as PyTorch's convolutions start.
+        bias: whether there is one.
+        weight_norm: whether the weight is stored as direction and length.
     """
 
     bias: nn.Parameter | None
@@ -52,20 +58,16 @@ class Conv1d(PackingModule[Tensor]):
 
     def __init__(
         self,
-        in_channels: int,
+        weight_shape: Sequence[int],
         out_channels: int,
-        kernel_size: int = 1,
+        fan_in: int,
         *,
-        dilation: int = 1,
         bias: bool = True,
         weight_norm: bool = True,
     ) -> None:
         super().__init__()
-        if kernel_size % 2 == 0:
-            raise ValueError(f"`kernel_size` must be odd; got {kernel_size}")
-        self.dilation = dilation
-        bound = 1 / math.sqrt(in_channels * kernel_size) if in_channels else 0.0
-        weight = torch.empty(out_channels, in_channels, kernel_size).uniform_(-bound, bound)
+        bound = 1 / math.sqrt(fan_in) if fan_in else 0.0
+        weight = torch.empty(*weight_shape).uniform_(-bound, bound)
         # registered bias first, as the published modules list them
         self.register_parameter(
             "bias", nn.Parameter(torch.empty(out_channels).uniform_(-bound, bound)) if bias else None
@@ -93,7 +95,7 @@ class Conv1d(PackingModule[Tensor]):
 
     @property
     def shape(self) -> torch.Size:
-        """Shape [C_out, C_in, k] of the weight."""
+        """Shape of the weight."""
         stored = self.weight if self.weight_v is None else self.weight_v
         assert stored is not None
         return stored.shape
@@ -103,7 +105,7 @@ class Conv1d(PackingModule[Tensor]):
         return [t for t in (self.weight, self.weight_g, self.weight_v, self.bias) if t is not None]
 
     def folded_weight(self) -> Tensor:
-        """Return the weight [C_out, C_in, k] that the convolution uses, computed anew; differentiable."""
+        """Return the weight that the convolution uses, computed anew; differentiable."""
         if self.weight_v is None:
             assert self.weight is not None
             return self.weight
@@ -123,22 +125,9 @@ class Conv1d(PackingModule[Tensor]):
             assert self.weight is not None
             self.weight.requires_grad_(learned)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the convolution [B, C_out, T] of `x` [B, C_in, T]; an empty time axis stays empty."""
-        weight = self.folded_weight() if self.weight is not None else self._folded_once()
-        if x.shape[2] == 0:
-            return x.new_zeros(x.shape[0], weight.shape[0], 0)
-        padding = self.dilation * (weight.shape[2] - 1) // 2
-        return F.conv1d(x, weight, self.bias, padding=padding, dilation=self.dilation)
-
-    def channels_last(self, x: Tensor) -> Tensor:
-        """Return the same as `forward`, for a kernel of size 1, with the channels beside each other in memory."""
-        weight = self.folded_weight() if self.weight is not None else self._folded_once()
-        return F.linear(x.transpose(1, 2), weight[:, :, 0], self.bias).transpose(1, 2)
-
-    def extra_repr(self) -> str:
-        out, into, kernel = self.shape
-        return f"{into}, {out}, {kernel}, dilation={self.dilation}, weight_norm={self.has_weight_norm}"
+    def _used_weight(self) -> Tensor:
+        """Return the weight that the convolution uses, folded once where nothing is learned."""
+        return self.folded_weight() if self.weight is not None else self._folded_once()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Rewrite the spelling found to the one in use, then load as usual."""
@@ -162,3 +151,50 @@ class Conv1d(PackingModule[Tensor]):
             state_dict.pop(prefix + name, None)
         for name, tensor in tensors.items():
             state_dict[prefix + name] = tensor
+
+
+class Conv1d(NormedConv):
+    """Convolution [B, C_in, T] -> [B, C_out, T], stride 1, zero "same" padding.
+
+    The weight is [C_out, C_in, k]; `NormedConv` says how it is stored. Initial values are those of `torch.nn.Conv1d`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        *,
+        dilation: int = 1,
+        bias: bool = True,
+        weight_norm: bool = True,
+    ) -> None:
+        if kernel_size % 2 == 0:
+            raise ValueError(f"`kernel_size` must be odd; got {kernel_size}")
+        shape = (out_channels, in_channels, kernel_size)
+        super().__init__(shape, out_channels, in_channels * kernel_size, bias=bias, weight_norm=weight_norm)
+        self.dilation = dilation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the convolution [B, C_out, T] of `x` [B, C_in, T]; an empty time axis stays empty."""
+        weight = self._used_weight()
+        if x.shape[2] == 0:
+            return x.new_zeros(x.shape[0], weight.shape[0], 0)
+        padding = self.dilation * (weight.shape[2] - 1) // 2
+        return F.conv1d(x, weight, self.bias, padding=padding, dilation=self.dilation)
+
+    def channels_last(self, x: Tensor) -> Tensor:
+        """Return the same as `forward`, for a kernel of size 1, with the channels beside each other in memory."""
+        weight = self._used_weight()
+        return F.linear(x.transpose(1, 2), weight[:, :, 0], self.bias).transpose(1, 2)
+
+    def extra_repr(self) -> str:
+        out, into, kernel = self.shape
+        return f"{into}, {out}, {kernel}, dilation={self.dilation}, weight_norm={self.has_weight_norm}"
+
+
+def remove_weight_norm(module: nn.Module) -> None:
+    """Replace weight norm by the plain weights it stands for in every convolution of `module`, in place."""
+    for part in module.modules():
+        if isinstance(part, NormedConv):
+            part.remove_weight_norm()

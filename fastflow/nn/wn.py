@@ -8,12 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastflow.nn.conv import Conv1d
+from fastflow.nn.conv import Conv1d, remove_weight_norm
 from fastflow.nn.packing import PackingModule
 from fastflow.ops.wn.api import wn
 
 
-class _Weights(NamedTuple):
+class Weights(NamedTuple):
     """The folded weights of all layers, as `fastflow.ops.wn` takes them."""
 
     conv_weights: list[Tensor]
@@ -24,7 +24,65 @@ class _Weights(NamedTuple):
     cond_biases: list[Tensor]
 
 
-class WN(PackingModule[_Weights]):
+class GatedStack(PackingModule[Weights]):
+    """What stacks share, whatever the names of their parameters: folded weights and the call of `fastflow.ops.wn`.
+
+    A subclass has the parameters and says in `_stored` which tensors count, and in `_pack` how they are laid out.
+
+    Args:
+        dilations: one per layer.
+        causal: pad on the left only.
+        res_scale: factor on each residual sum.
+        skip_scale: factor on the sum of skips.
+    """
+
+    def __init__(
+        self, dilations: Sequence[int], *, causal: bool = False, res_scale: float = 1.0, skip_scale: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.dilations = list(dilations)
+        self.causal, self.res_scale, self.skip_scale = causal, res_scale, skip_scale
+
+    def _stored(self) -> list[Tensor]:
+        raise NotImplementedError
+
+    def _pack(self) -> Weights:
+        raise NotImplementedError
+
+    def _stack(self, h: Tensor, cond: Tensor | None, mask: Tensor | None = None) -> Tensor:
+        """Return the sum of skips [B, S, T] of `h` [B, C, T]; arguments as in `fastflow.ops.wn`."""
+        weights = self._packed.get(self._stored(), self._pack_for_device)
+        return wn(
+            h,
+            weights.conv_weights,
+            weights.conv_biases,
+            weights.res_skip_weights,
+            weights.res_skip_biases,
+            cond,
+            weights.cond_weights,
+            weights.cond_biases,
+            mask=mask,
+            dilations=self.dilations,
+            causal=self.causal,
+            res_scale=self.res_scale,
+            skip_scale=self.skip_scale,
+        )
+
+    def _pack_for_device(self) -> Weights:
+        weights = self._pack()
+        if not weights.conv_weights[0].is_cuda:
+            return weights
+        # the layout in memory that GPU kernels read: tap, then channel
+        return weights._replace(
+            conv_weights=[w.transpose(1, 2).contiguous().transpose(1, 2) for w in weights.conv_weights]
+        )
+
+    def remove_weight_norm(self) -> None:
+        """Replace weight norm by the plain weights it stands for, in place."""
+        remove_weight_norm(self)
+
+
+class WN(GatedStack):
     """WaveNet-style stack of gated dilated convolutions, [B, C, T] -> [B, S, T].
 
     The formula is in `fastflow.ops.wn`. Parameters carry the names of WaveGlow, Glow-TTS and VITS:
@@ -65,7 +123,6 @@ class WN(PackingModule[_Weights]):
         skip_scale: float = 1.0,
         weight_norm: bool = True,
     ) -> None:
-        super().__init__()
         for name, size in (
             ("n_channels", n_channels),
             ("n_layers", n_layers),
@@ -73,13 +130,13 @@ class WN(PackingModule[_Weights]):
         ):
             if size < 1:
                 raise ValueError(f"`{name}` must be at least 1; got {size}")
-        self.dilations = [dilation_base**i for i in range(n_layers)] if dilations is None else list(dilations)
-        if len(self.dilations) != n_layers:
-            raise ValueError(f"`dilations` must have {n_layers} entries, one per layer; got {len(self.dilations)}")
+        dilations = [dilation_base**i for i in range(n_layers)] if dilations is None else list(dilations)
+        if len(dilations) != n_layers:
+            raise ValueError(f"`dilations` must have {n_layers} entries, one per layer; got {len(dilations)}")
+        super().__init__(dilations, causal=causal, res_scale=res_scale, skip_scale=skip_scale)
         gate = n_channels if gate_channels is None else gate_channels
         skip = n_channels if skip_channels is None else skip_channels
         self.n_channels, self.cond_channels = n_channels, cond_channels
-        self.causal, self.res_scale, self.skip_scale = causal, res_scale, skip_scale
         # `Conv1d` holds the parameters; the operation does the arithmetic of the whole stack
         self.in_layers = nn.ModuleList(
             Conv1d(n_channels, 2 * gate, kernel_size, dilation=d, weight_norm=weight_norm) for d in self.dilations
@@ -90,18 +147,16 @@ class WN(PackingModule[_Weights]):
         )
         self.cond_layer = Conv1d(cond_channels, 2 * gate * n_layers, weight_norm=weight_norm) if cond_channels else None
 
-    def _convs(self) -> list[Conv1d]:
-        convs = [*self.in_layers, *self.res_skip_layers]
-        return [*convs, self.cond_layer] if self.cond_layer is not None else convs
+    def _stored(self) -> list[Tensor]:
+        convs = [*self.in_layers, *self.res_skip_layers, *([] if self.cond_layer is None else [self.cond_layer])]
+        return [t for conv in convs if isinstance(conv, Conv1d) for t in conv.stored()]
 
-    def _pack(self) -> _Weights:
+    def _pack(self) -> Weights:
         def folded(layers: Iterable[nn.Module]) -> tuple[list[Tensor], list[Tensor]]:
             convs = [layer for layer in layers if isinstance(layer, Conv1d)]
             return [c.folded_weight() for c in convs], [c.bias for c in convs if c.bias is not None]
 
         conv_weights, conv_biases = folded(self.in_layers)
-        if conv_weights[0].is_cuda:  # the layout in memory that GPU kernels read: tap, then channel
-            conv_weights = [w.transpose(1, 2).contiguous().transpose(1, 2) for w in conv_weights]
         res_skip_weights, res_skip_biases = folded(self.res_skip_layers)
         cond_weights: list[Tensor] = []
         cond_biases: list[Tensor] = []
@@ -110,7 +165,7 @@ class WN(PackingModule[_Weights]):
             rows = conv_weights[0].shape[0]
             cond_weights = list(torch.split(self.cond_layer.folded_weight()[:, :, 0], rows))
             cond_biases = list(torch.split(self.cond_layer.bias, rows))
-        return _Weights(
+        return Weights(
             conv_weights,
             conv_biases,
             [w[:, :, 0] for w in res_skip_weights],
@@ -133,24 +188,4 @@ class WN(PackingModule[_Weights]):
         if (cond is None) != (self.cond_layer is None):
             got = "None" if cond is None else list(cond.shape)
             raise ValueError(f"`cond` must be given exactly when `cond_channels` is not 0; got {got}")
-        weights = self._packed.get([t for c in self._convs() for t in c.stored()], self._pack)
-        return wn(
-            h,
-            weights.conv_weights,
-            weights.conv_biases,
-            weights.res_skip_weights,
-            weights.res_skip_biases,
-            cond,
-            weights.cond_weights,
-            weights.cond_biases,
-            mask=mask,
-            dilations=self.dilations,
-            causal=self.causal,
-            res_scale=self.res_scale,
-            skip_scale=self.skip_scale,
-        )
-
-    def remove_weight_norm(self) -> None:
-        """Replace weight norm by the plain weights it stands for, in place."""
-        for conv in self._convs():
-            conv.remove_weight_norm()
+        return self._stack(h, cond, mask)
