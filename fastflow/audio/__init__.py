@@ -5,15 +5,17 @@ from __future__ import annotations
 from fastflow.audio.denoiser import Denoiser
 from fastflow.audio.errors import AudioError
 from fastflow.audio.io import read_audio, write_audio
-from fastflow.audio.mel import MelSpectrogram
+from fastflow.audio.mel import FloWaveNetMel, MelSpectrogram, front_end
 from fastflow.audio.metrics import evaluate, griffin_lim
 from fastflow.audio.plot import plot_comparison, plot_mel_comparison
 
 __all__ = [
     "AudioError",
     "Denoiser",
+    "FloWaveNetMel",
     "MelSpectrogram",
     "evaluate",
+    "front_end",
     "griffin_lim",
     "plot_comparison",
     "plot_mel_comparison",

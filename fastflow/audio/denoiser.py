@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,9 @@ _BIAS_FRAMES = 88
 
 
 class Vocoder(Protocol):
-    """What the denoiser needs of a model; `fastflow.models.WaveGlow` has it."""
+    """What the denoiser needs of a model; those of `fastflow.models` have it."""
 
-    @property
-    def config(self) -> Mapping[str, Any]: ...
+    n_mel_channels: int
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]: ...
 
@@ -66,11 +65,13 @@ class Denoiser(nn.Module):
         self.n_fft = n_fft
         self.hop_length = hop_length
         parameter = next(model.parameters())
-        shape = (1, int(model.config["n_mel_channels"]), _BIAS_FRAMES)
+        shape = (1, model.n_mel_channels, _BIAS_FRAMES)
         mel = torch.zeros(shape) if mode == "zeros" else torch.randn(shape, generator=generator)
-        # The model draws noise even where sigma 0 makes nothing of it: the program's random state must not move.
+        # The model draws noise even where sigma 0 makes nothing of it: the program's random state must not move. Where
+        # sigma 0 leaves some of it (SqueezeWave), the bias should at least be the same each time.
         devices = [parameter.device] if parameter.is_cuda else []
         with torch.no_grad(), torch.random.fork_rng(devices):
+            torch.manual_seed(0)
             audio = model.infer(mel.to(parameter), sigma=0.0).float()
         self.register_buffer("window", torch.hann_window(n_fft, device=audio.device), persistent=False)
         # Cloned: a view of one frame would keep the whole spectrum alive.

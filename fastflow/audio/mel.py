@@ -1,8 +1,9 @@
-"""The mel front end that published WaveGlow models were trained on."""
+"""The mel front ends that published models were trained on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from fastflow.audio._checks import check_audio, minimum_samples
 from fastflow.audio.errors import AudioError
 
 _FLOOR = 1e-5
+_PEAK = 0.999
 
 
 class MelSpectrogram(nn.Module):
@@ -29,6 +31,7 @@ class MelSpectrogram(nn.Module):
 
     window: Tensor
     basis: Tensor
+    unit = "ln(mel magnitude)"  # of its values, for a picture
 
     def __init__(
         self,
@@ -78,7 +81,7 @@ class MelSpectrogram(nn.Module):
             raise AudioError(f"`audio` must have at least {least} samples (n_fft / 2 + 1); got {audio.shape[-1]}")
         if audio.device != self.basis.device:
             raise AudioError(f"`audio` must be on the module's device {self.basis.device}; got {audio.device}")
-        signal = audio.double().reshape(-1, audio.shape[-1])
+        signal = self._levelled(audio.double().reshape(-1, audio.shape[-1]))
         spectrum = torch.stft(
             signal,
             self.n_fft,
@@ -89,8 +92,17 @@ class MelSpectrogram(nn.Module):
             pad_mode="reflect",
             return_complex=True,
         )
-        mel = self.basis @ spectrum.abs()
-        return mel.clamp(min=_FLOOR).log().to(audio.dtype)
+        return self._mel(spectrum.abs()).to(audio.dtype)
+
+    def lead(self, samples: int) -> int:
+        """How many samples of what a model makes of the mel come before the first of the audio, `samples` long."""
+        return 0
+
+    def _levelled(self, signal: Tensor) -> Tensor:
+        return signal
+
+    def _mel(self, magnitude: Tensor) -> Tensor:
+        return (self.basis @ magnitude).clamp(min=_FLOOR).log()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MelSpectrogram:
         """Follows `.to(device)` but not `.half()` or `.float()`, which would round the filters."""
@@ -98,3 +110,57 @@ class MelSpectrogram(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.basis, self.window = basis.to(self.basis.device), window.to(self.window.device)
         return self
+
+
+class FloWaveNetMel(MelSpectrogram):
+    """Audio to the mel of FloWaveNet: the front end of ksw0306/FloWaveNet (`preprocessing.py`).
+
+    It differs from `MelSpectrogram` in all but the transform: the audio is first brought to a peak of 0.999, so that
+    the mel says nothing of its level; bands lie between 125 and 7600 Hz and hold power, not magnitude; with
+    d = 20 log10(max(1e-4, power)) - 20, a value is d / 100 + 1, clipped to 0..1.
+
+    The published program uses librosa's `melspectrogram`, which padded by reflection then and pads with zeros today:
+    here it is reflection.
+    """
+
+    unit = "mel of FloWaveNet, 0 to 1"
+
+    def __init__(
+        self,
+        sampling_rate: int = 22050,
+        n_fft: int = 1024,
+        hop_length: int = 256,
+        win_length: int = 1024,
+        n_mels: int = 80,
+        f_min: float = 125.0,
+        f_max: float = 7600.0,
+    ) -> None:
+        super().__init__(sampling_rate, n_fft, hop_length, win_length, n_mels, f_min, f_max)
+
+    def lead(self, samples: int) -> int:
+        """The published program pads the audio to whole frames, half of it in front."""
+        frames = samples // self.hop_length + 1
+        return (frames * self.hop_length - samples) // 2
+
+    def _levelled(self, signal: Tensor) -> Tensor:
+        peak = signal.abs().amax(1, keepdim=True)
+        return signal * (_PEAK / peak.where(peak > 0, 1))  # silence stays silence
+
+    def _mel(self, magnitude: Tensor) -> Tensor:
+        decibels = 20 * (self.basis @ magnitude.square()).clamp(min=1e-4).log10() - 20
+        return (decibels / 100 + 1).clamp(0, 1)
+
+
+class _Model(Protocol):
+    """What `front_end` needs of a model; those of `fastflow.models` have it."""
+
+    mel_form: str
+    sampling_rate: int
+    hop_length: int
+    n_mel_channels: int
+
+
+def front_end(model: _Model) -> MelSpectrogram:
+    """The front end whose mels a model takes, with its rate, hop and number of bands."""
+    forms = {"waveglow": MelSpectrogram, "flowavenet": FloWaveNetMel}
+    return forms[model.mel_form](model.sampling_rate, hop_length=model.hop_length, n_mels=model.n_mel_channels)

@@ -60,15 +60,16 @@ def plot_mel_comparison(
     estimate: Tensor,
     sampling_rate: int,
     *,
+    front_end: MelSpectrogram | None = None,
     overwrite: bool = False,
 ) -> None:
     """Writes the same picture where the input is a log-mel [80, F] and there is no input waveform to draw.
 
-    The mel must be of the bands and the hop that `plot_comparison` names. Raises as it does.
+    The mel must be of the bands and the hop that `plot_comparison` names, or of `front_end`. Raises as it does.
     """
     path = _check(path, sampling_rate, overwrite)
     signal = as_signal(estimate, "`estimate`")
-    front_end = _front_end(sampling_rate)
+    front_end = front_end or _front_end(sampling_rate)
     if reference_mel.dim() != 2 or reference_mel.shape[0] != front_end.n_mels:
         raise AudioError(f"`reference_mel` must be [{front_end.n_mels}, F]; got {list(reference_mel.shape)}")
     mels = {"Input log-mel": reference_mel.detach().cpu().double(), "Output log-mel": front_end(signal)[0]}
@@ -117,7 +118,7 @@ def _draw(
         image = _draw_mel(ax, mel, front_end, bottom, top)
         ax.set_title(title, loc="left")
         ax.set_ylabel("Frequency (Hz, mel scale)")
-    figure.colorbar(image, ax=panels, label="ln(mel magnitude)", pad=0.01)
+    figure.colorbar(image, ax=panels, label=front_end.unit, pad=0.01)
     panels[-1].set_xlabel("Time (s)")
     panels[-1].set_xlim(0, max(len(signal) for signal in signals.values()) / front_end.sampling_rate)
 

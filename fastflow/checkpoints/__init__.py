@@ -1,4 +1,4 @@
-"""Published WaveGlow checkpoints in and out. Code in a file is never executed."""
+"""Published checkpoints in and out. Code in a file is never executed."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from . import safe_file
+from . import architectures, safe_file
 from .errors import CheckpointError
 from .recognise import Checkpoint, check_finite, read
 
 if TYPE_CHECKING:
-    from fastflow.models import WaveGlow
+    from fastflow.models import Vocoder
 
 __all__ = ["Checkpoint", "CheckpointError", "bundled", "convert", "load", "read", "save"]
 
@@ -31,16 +31,17 @@ def load(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
-) -> WaveGlow:
-    """A WaveGlow with the weights of a checkpoint, in eval mode.
+) -> Vocoder:
+    """A model with the weights of a checkpoint, in eval mode: a `WaveGlow`, `FloWaveNet` or `SqueezeWave`.
 
     Args:
         path_or_name: a file, or the name of a model that comes with the package (`bundled()`). Recognised by content:
-            NVIDIA's pickled modules (glow.py and glow_old.py; the zip format and the one before PyTorch 1.6),
-            DeepLearningExamples checkpoints, NeMo state dicts and `.nemo` archives, plain state dicts with or without
-            weight norm, and safetensors. Sizes that a file does not state are inferred from its tensors. Two things
-            no tensor shows: of the hop, a quarter of the window is assumed, and halves alternate only where the file
-            names glow_old or has our own configuration inside.
+            NVIDIA's pickled modules (glow.py and glow_old.py; the zip format and the one before PyTorch 1.6) and
+            SqueezeWave's, DeepLearningExamples checkpoints, NeMo state dicts and `.nemo` archives, FloWaveNet's
+            checkpoints, plain state dicts with or without weight norm, and safetensors. Sizes that a file does not
+            state are inferred from its tensors. Two things no tensor of a WaveGlow shows: of the hop, a quarter of the
+            window is assumed, and halves alternate only where the file names glow_old or has our own configuration
+            inside.
         device: where the model goes.
         dtype: of its parameters; None means float32, whatever the file has.
 
@@ -51,26 +52,26 @@ def load(
         ValueError: for a device or dtype that cannot be used.
     """
     target, kind = _device(device), _dtype(dtype or torch.float32)
-    from fastflow.models import WaveGlow
+    import fastflow.models
 
     path = _resolve(path_or_name)
     checkpoint = read(path)
     try:
         # On "meta" no initial weights are drawn: neither time nor memory nor the caller's random numbers go into them.
         with torch.device("meta"):
-            model = WaveGlow(**checkpoint.config)
+            model: Vocoder = getattr(fastflow.models, checkpoint.model)(**checkpoint.config)
     except ValueError as error:  # sizes that fit the tensors and no model, such as an even kernel
         raise CheckpointError(f"cannot load {path}: {error}") from error
     # Copies, since a reader's tensors may lie in memory that must not be written; each original goes when it is copied.
     state = checkpoint.state_dict
-    state = {key: state.pop(key).to(kind, copy=True) for key in list(state)}
+    state = {key: _cast(state.pop(key), kind) for key in list(state)}
     model.load_state_dict(state, strict=True, assign=True)
     _check_range(path, model.state_dict(), kind)
     return model.to(target).eval()
 
 
 def save(
-    model: WaveGlow,
+    model: Vocoder,
     path: str | os.PathLike[str],
     *,
     dtype: torch.dtype | None = None,
@@ -79,9 +80,9 @@ def save(
     """Writes a model as safetensors with its configuration inside, whole or not at all.
 
     `dtype` None keeps the parameters' own. An existing file is replaced only with `overwrite`. Raises
-    CheckpointError if the file cannot be written or a weight is not finite in `dtype`.
+    CheckpointError if the file cannot be written or a weight is not finite in `dtype`, TypeError for any other model.
     """
-    _write(Path(path), dict(model.config), model.state_dict(), dtype, overwrite)
+    _write(Path(path), architectures.name_of(model), dict(model.config), model.state_dict(), dtype, overwrite)
 
 
 def convert(
@@ -96,11 +97,12 @@ def convert(
     Raises CheckpointError as `load` and `save` do; then `dst` is as it was.
     """
     checkpoint = read(_resolve(src))
-    _write(Path(dst), checkpoint.config, checkpoint.state_dict, dtype, overwrite)
+    _write(Path(dst), checkpoint.model, checkpoint.config, checkpoint.state_dict, dtype, overwrite)
 
 
 def _write(
     path: Path,
+    model: str,
     config: dict[str, object],
     state: dict[str, Tensor],
     dtype: torch.dtype | None,
@@ -108,15 +110,17 @@ def _write(
 ) -> None:
     kind = None if dtype is None else _dtype(dtype)
     # Copies: safetensors refuses tensors that share memory, and two modules may share a parameter.
-    tensors = {
-        key: value.detach().to(device="cpu", dtype=kind or value.dtype, copy=True).contiguous()
-        for key, value in state.items()
-    }
+    tensors = {key: _cast(value.detach().cpu(), kind or value.dtype).contiguous() for key, value in state.items()}
     try:
         check_finite(tensors)
     except CheckpointError as error:
         raise CheckpointError(f"cannot write {path}: {error}") from error
-    safe_file.write(path, config, tensors, overwrite=overwrite)
+    safe_file.write(path, model, config, tensors, overwrite=overwrite)
+
+
+def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy of a weight in `dtype`; of a counter as it is."""
+    return value.to(dtype if value.is_floating_point() else value.dtype, copy=True)
 
 
 def _check_range(path: Path, state: dict[str, Tensor], dtype: torch.dtype) -> None:

@@ -11,11 +11,12 @@ from .tensors import LazyTensor
 
 @dataclass
 class Described:
-    """A checkpoint under the names and sizes that its file uses; nothing is checked against WaveGlow yet."""
+    """A checkpoint under the names and sizes that its file uses; nothing is checked against a model yet."""
 
     format: str
-    known: Mapping[str, Any]  # of WaveGlow's keyword arguments, those that the file states
+    known: Mapping[str, Any]  # of the model's keyword arguments, those that the file states
     tensors: dict[str, LazyTensor] = field(repr=False)
+    model: str | None = None  # its name, where the file states it
 
 
 def tensors_in(value: Any) -> dict[str, LazyTensor]:

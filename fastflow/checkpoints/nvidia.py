@@ -1,4 +1,5 @@
 """NVIDIA/waveglow: the whole module is pickled, as {"model": WaveGlow, "iteration": ..., "optimizer": ...}.
+tianrengao/SqueezeWave does the same with a SqueezeWave.
 
 The module's class and its attributes give the configuration; its parameters are collected as `state_dict()`
 would. Attributes that are only caches (`W_inverse` of an invertible convolution, the folded `weight` beside
@@ -26,14 +27,16 @@ def matches(saved: Any) -> bool:
 
 def describe(saved: Any) -> Described:
     module = _unwrapped(_module(saved))
-    if module.cls.name != "WaveGlow":
-        raise CheckpointError(f"it holds a module of class {quote(str(module.cls))}, which is not a WaveGlow")
+    if module.cls.name not in ("WaveGlow", "SqueezeWave"):
+        raise CheckpointError(
+            f"it holds a module of class {quote(str(module.cls))}, which is not a WaveGlow or SqueezeWave"
+        )
     tensors: dict[str, LazyTensor] = {}
     _collect(module, "", tensors, [0], 0)
     _check_dilations(module)
     known = {
         name: module.state[name]
-        for name in ("n_flows", "n_group", "n_early_every", "n_early_size")
+        for name in ("n_flows", "n_group", "n_audio_channel", "n_early_every", "n_early_size")
         if name in module.state
     }
     # glow_old.py, the first published model's, lets every other flow transform the first half.

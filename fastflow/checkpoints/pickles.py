@@ -23,8 +23,8 @@ import torch
 from .errors import CheckpointError, RefusedGlobalError, quote
 from .tensors import Storage, StoredTensor
 
-# A WaveGlow checkpoint with its optimizer takes about 60,000 instructions; the bound keeps a file of empty
-# containers, a byte each, from filling the memory.
+# A WaveGlow checkpoint with its optimizer takes about 60,000 instructions, a FloWaveNet's several times that; the bound
+# keeps a file of empty containers, a byte each, from filling the memory.
 MAX_INSTRUCTIONS = 2_000_000
 
 
@@ -106,14 +106,16 @@ STORAGES = {
 # that holds a copy of the published files puts a package's name before them ("waveglow.glow",
 # "vocoder.waveglow.model").
 _PUBLISHED_MODULES = ("glow", "glow_old", "waveglow.model")
-_PUBLISHED_CLASSES = {"WaveGlow", "WN", "Invertible1x1Conv"}
+_PUBLISHED_CLASSES = {"WaveGlow", "WN", "Invertible1x1Conv", "SqueezeWave", "Upsample1d"}
 
 # Objects that checkpoints hold beside the weights. They are recorded and then left alone.
 _RECORDED = {
     ("torch.nn.modules.module", "Module"),
     ("torch.nn.modules.conv", "Conv1d"),
     ("torch.nn.modules.conv", "ConvTranspose1d"),
+    ("torch.nn.modules.batchnorm", "BatchNorm1d"),
     ("torch.nn.modules.container", "ModuleList"),
+    ("torch.nn.modules.container", "Sequential"),
     ("torch.nn.utils.weight_norm", "WeightNorm"),
     ("torch.nn.parallel.data_parallel", "DataParallel"),
     ("torch.nn.parallel.distributed", "DistributedDataParallel"),
@@ -397,7 +399,7 @@ def _resolve(module: Any, name: Any) -> Global:
     else:
         reason = "a global whose name is not a string"
     raise RefusedGlobalError(
-        f"it refers to {reason}. Only tensors, plain containers and the published WaveGlow classes are read;"
+        f"it refers to {reason}. Only tensors, plain containers and the published classes are read;"
         " code in a checkpoint is never run, and nothing of this file was"
     )
 

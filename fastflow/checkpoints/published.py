@@ -1,9 +1,9 @@
-"""The published names of WaveGlow's tensors, and every other spelling of them.
+"""The published names of tensors, and every other spelling of them.
 
-Published (NVIDIA/waveglow, glow.py) are `WN.k.cond_layer`, `WN.k.res_skip_layers.i` and weight norm as
+WaveGlow's, published (NVIDIA/waveglow, glow.py) are `WN.k.cond_layer`, `WN.k.res_skip_layers.i` and weight norm as
 `weight_g` and `weight_v`. The functions here bring to that form
-- a prefix that a wrapper put before every key (`module.`, `waveglow.`),
-- weight norm as `parametrizations.weight.original0` and `original1`, and weights without weight norm,
+- a prefix that a wrapper put before every key (`module.`, `waveglow.`), here of any model,
+- weight norm as `parametrizations.weight.original0` and `original1`, and weights without weight norm, of any model,
 - one `cond_layers.i` per layer (glow_old.py, DeepLearningExamples): concatenated,
 - separate `res_layers.i` and `skip_layers.i` (the first glow.py): concatenated, residual rows first.
 The norms are per output channel, so concatenating g and v concatenates the weights exactly.
@@ -17,10 +17,6 @@ from collections.abc import Mapping
 
 from .tensors import LazyTensor, Normed, Rows
 
-_ANCHOR = re.compile(r"(.*?)(?:WN|wavenet|convinv)\.\d+\.")
-_NORMED_CONV = re.compile(
-    r"(WN\.\d{1,4}\.(?:start|cond_layer|(?:in|res_skip|res|skip|cond)_layers\.\d{1,4}))\.(.+)", re.DOTALL
-)
 _PIECE = re.compile(r"WN\.(\d{1,4})\.(res|skip|cond)_layers\.(\d{1,4})\.(weight_g|weight_v|bias)")
 _SPELLINGS = {
     "parametrizations.weight.original0": "weight_g",
@@ -28,18 +24,9 @@ _SPELLINGS = {
 }
 
 
-def is_waveglow(tensors: Mapping[str, LazyTensor]) -> bool:
-    """Whether any key looks like one of WaveGlow's."""
-    return any(_ANCHOR.match(key) for key in tensors)
-
-
-def canonical(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """The same tensors under their published names; a key that fits nothing keeps its name."""
-    return _fused(_split_norms(_without_prefix(tensors)))
-
-
-def _without_prefix(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-    prefixes = Counter(match[1] for key in tensors if (match := _ANCHOR.match(key)))
+def without_prefix(tensors: Mapping[str, LazyTensor], anchor: re.Pattern[str]) -> dict[str, LazyTensor]:
+    """Take off the prefix of most of the keys that match `anchor`, whose first group it is."""
+    prefixes = Counter(match[1] for key in tensors if (match := anchor.match(key)))
     prefix = prefixes.most_common(1)[0][0] if prefixes else ""
     result: dict[str, LazyTensor] = {}
     for key, tensor in tensors.items():
@@ -49,10 +36,11 @@ def _without_prefix(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     return result
 
 
-def _split_norms(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+def split_norms(tensors: Mapping[str, LazyTensor], normed: re.Pattern[str]) -> dict[str, LazyTensor]:
+    """Bring weight norm to g and v where `normed` matches a key; its groups are the convolution and the rest."""
     result: dict[str, LazyTensor] = {}
     for key, tensor in tensors.items():
-        match = _NORMED_CONV.fullmatch(key)
+        match = normed.fullmatch(key)
         if match is None:
             result[key] = tensor
             continue
@@ -72,7 +60,8 @@ def _split_norms(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     return result
 
 
-def _fused(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+def fused(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Concatenate what older WaveGlows keep apart."""
     pieces: dict[tuple[str, str, str], dict[int, str]] = {}
     for key in tensors:
         if match := _PIECE.fullmatch(key):

@@ -14,18 +14,17 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from . import dle, nemo, nvidia, plain, reader, safe_file
+from . import architectures, dle, nemo, nvidia, plain, reader, safe_file
 from .errors import CheckpointError, RefusedGlobalError, quote
 from .formats import Described
-from .published import canonical, is_waveglow
-from .sizes import complete
 
 
 @dataclass
 class Checkpoint:
-    """A checkpoint of any format, as `WaveGlow(**config).load_state_dict(state_dict)` takes it."""
+    """A checkpoint of any format, as `load_state_dict` of the class `model`, made of `config`, takes it."""
 
     format: str
+    model: str  # the name of a class in `fastflow.models`
     config: dict[str, Any]
     state_dict: dict[str, Tensor] = field(repr=False)
 
@@ -34,7 +33,7 @@ def read(path: Path) -> Checkpoint:
     """Reads a checkpoint of any published format. Weights keep the dtype that the file has.
 
     Raises CheckpointError, with every reason at once, for a file that cannot be read, is refused, is damaged,
-    is not a WaveGlow or has weights that are not finite.
+    is of no known model or has weights that are not finite.
     """
     try:
         with _open(path) as (size, described):
@@ -101,21 +100,32 @@ def _described(saved: Any) -> Described:
 
 
 def _checked(size: int, described: Described) -> Checkpoint:
-    if not is_waveglow(described.tensors):
+    architecture = architectures.of(described.tensors)
+    if architecture is None:
         some = [f"{quote(key)} {list(tensor.shape)}" for key, tensor in list(described.tensors.items())[:5]]
+        names = [f"{known.keys}, as {known.name}'s are" for known in reversed(architectures.ARCHITECTURES)]
         raise CheckpointError(
             f"it is a {described.format} of another architecture: none of its {len(described.tensors)}"
-            f" tensors is called WN.k or convinv.k, as WaveGlow's are. It starts with {', '.join(some) or 'nothing'}"
+            f" tensors is called {', or '.join(names)}. It starts with {', '.join(some) or 'nothing'}"
         )
-    tensors = canonical(described.tensors)
-    config = complete(described.known, tensors)
+    if described.model not in (None, architecture.name):
+        raise CheckpointError(
+            f"it holds a model called {quote(described.model)}; its tensors are those of {quote(architecture.name)}"
+        )
+    tensors = architecture.canonical(described.tensors)
+    try:
+        config = architecture.complete(described.known, tensors)
+    except CheckpointError:
+        raise
+    except ValueError as error:  # sizes that fit the tensors and no model, such as an even kernel
+        raise CheckpointError(str(error)) from error
     needed = sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in described.tensors.values())
     if needed > size:
         raise CheckpointError(f"its tensors overlap: together they have {needed} bytes, the file has {size}")
     state_dict = {key: tensor.load() for key, tensor in tensors.items()}
     check_finite(state_dict)
     _check_directions(state_dict)
-    return Checkpoint(described.format, config, state_dict)
+    return Checkpoint(described.format, architecture.name, config, state_dict)
 
 
 def check_finite(state_dict: Mapping[str, Tensor]) -> None:

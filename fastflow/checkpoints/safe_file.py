@@ -1,8 +1,8 @@
 """fastflow's own file: safetensors with the model's configuration as JSON in the metadata.
 
-Metadata: `fastflow_format` (a number, raised when a reader of the old form would go wrong), `model`
-("WaveGlow") and `config` (the constructor's keyword arguments). A safetensors file without them is read as a
-plain state dict.
+Metadata: `fastflow_format` (a number, raised when a reader of the old form would go wrong), `model` (the name
+of its class in `fastflow.models`) and `config` (the constructor's keyword arguments). A safetensors file without
+them is read as a plain state dict.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .tensors import LazyTensor
 
 FORMAT_VERSION = 1
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
 
 
 @dataclass(eq=False)
@@ -62,18 +62,21 @@ def describe(file: Any) -> Described:
             f"its format version is {quote(version)}; this fastflow reads version {FORMAT_VERSION}."
             " A newer fastflow may read it"
         )
-    if metadata.get("model") != "WaveGlow":
-        raise CheckpointError(f"it holds a model called {quote(metadata.get('model'))}; expected `WaveGlow`")
+    model = metadata.get("model")
+    if not isinstance(model, str):
+        raise CheckpointError("its metadata does not name a model")
     try:
         config = json.loads(metadata.get("config", ""))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"its configuration is not JSON ({error})") from error
     if not isinstance(config, dict):
         raise CheckpointError("its configuration is not a JSON object")
-    return Described("fastflow safetensors", config, tensors)
+    return Described("fastflow safetensors", config, tensors, model)
 
 
-def write(path: Path, config: Mapping[str, Any], state_dict: Mapping[str, Tensor], *, overwrite: bool) -> None:
+def write(
+    path: Path, model: str, config: Mapping[str, Any], state_dict: Mapping[str, Tensor], *, overwrite: bool
+) -> None:
     """Puts the file at `path`, whole or not at all. Raises CheckpointError naming the path and the reason."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -81,7 +84,7 @@ def write(path: Path, config: Mapping[str, Any], state_dict: Mapping[str, Tensor
     metadata = {
         "format": "pt",  # what other readers of safetensors look for
         "fastflow_format": str(FORMAT_VERSION),
-        "model": "WaveGlow",
+        "model": model,
         "config": json.dumps(dict(config)),
     }
     with write_whole(path, overwrite=overwrite, error=CheckpointError) as temporary:

@@ -1,4 +1,4 @@
-"""WaveGlow's sizes from the shapes of its tensors, and the shapes from the sizes."""
+"""WaveGlow's sizes from the shapes of its tensors, and the shapes from the sizes; and what all models need for that."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+import torch
 
 from .errors import CheckpointError, quote
 from .tensors import LazyTensor
@@ -16,6 +18,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 _MAX_FLOWS = 256
 _MAX_LAYERS = 64
 
+COUNTER = ".num_batches_tracked"  # of batch normalisation, the only integer among weights
+
 
 def complete(known: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
     """The keyword arguments of `fastflow.models.WaveGlow` for tensors under their published names.
@@ -25,68 +29,67 @@ def complete(known: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> dic
     CheckpointError with every contradiction between the two, or with every missing, unexpected or misshapen
     tensor.
     """
-    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    config = infer(shapes)
-    problems = _adopt(known, config)
+    config = infer(shapes_of(tensors))
+    refuse_contradictions(_adopt(known, config))
+    check_tensors("WaveGlow", config, published_shapes(config), tensors)
+    return config
+
+
+def shapes_of(tensors: Mapping[str, LazyTensor]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+
+
+def refuse_contradictions(problems: list[str]) -> None:
+    """Raise CheckpointError if there are any."""
     if problems:
         raise CheckpointError("its configuration contradicts its tensors:\n" + "\n".join(problems))
-    problems = compare(published_shapes(config), shapes) + [
+
+
+def check_tensors(model: str, config: Mapping[str, Any], expected: Shapes, tensors: Mapping[str, LazyTensor]) -> None:
+    """Raise CheckpointError with every tensor that is missing, unexpected, misshapen or made of integers."""
+    problems = compare(expected, shapes_of(tensors)) + [
         f"  not floating-point: {quote(key)} {_show(tensor.shape)} is {tensor.dtype}"
         for key, tensor in tensors.items()
-        if not tensor.dtype.is_floating_point
+        if not tensor.dtype.is_floating_point and not key.endswith(COUNTER)
     ]
     if problems:
-        sizes = ", ".join(
-            f"{key} {value}" for key, value in (config | config["WN_config"]).items() if key != "WN_config"
-        )
+        flat = {name: value for name, value in config.items() if not isinstance(value, Mapping)}
+        flat |= config.get("WN_config", {})
+        sizes = ", ".join(f"{key} {value}" for key, value in flat.items())
         raise CheckpointError(
-            "its tensors are not those of a WaveGlow, or not all of them. Most of them suggest the sizes\n"
+            f"its tensors are not those of a {model}, or not all of them. Most of them suggest the sizes\n"
             f"  ({sizes}),\nto which these do not fit:\n" + "\n".join(problems)
         )
-    return config
+
+
+def state_shapes(model: str, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Every key of a model's state dict with its shape; ValueError for a configuration that makes no model."""
+    import fastflow.models
+
+    with torch.device("meta"):
+        made = getattr(fastflow.models, model)(**config)
+    return {key: tuple(value.shape) for key, value in made.state_dict().items()}
 
 
 def infer(shapes: Shapes) -> dict[str, Any]:
     """The sizes that most of the tensors agree on, so that one wrong tensor is found wrong and not all the
     others."""
-    flows: dict[int, list[int]] = {}
-    layers: dict[int, set[int]] = {}
-    for key, shape in shapes.items():
-        if match := re.match(r"(?:WN|convinv)\.(\d{1,4})\.", key):
-            flow = int(match[1])
-            flows.setdefault(flow, []).extend(_channels(key, shape))
-            if layer := re.match(r"WN\.\d+\.(?:in_layers|res_skip_layers)\.(\d{1,4})\.", key):
-                layers.setdefault(flow, set()).add(int(layer[1]))
-    n_layers = _most_common(len(found) for found in layers.values())
-    if not flows or len(flows) > _MAX_FLOWS or n_layers > _MAX_LAYERS:
-        raise CheckpointError(
-            f"it has {len(flows)} flows with {n_layers} layers; expected 1 to {_MAX_FLOWS} with 1 to {_MAX_LAYERS}"
-        )
-
-    def common(pattern: str, dimension: int) -> int:
-        wanted = re.compile(pattern)
-        matching = (shape for key, shape in shapes.items() if wanted.fullmatch(key))
-        return _most_common(shape[dimension] for shape in matching if len(shape) > dimension)
-
-    channels = [_most_common(flows[flow]) for flow in sorted(flows)]
+    channels, n_layers = flow_sizes(shapes)
     n_group = channels[0]
-    condition = common(r"WN\.\d+\.cond_layer\.weight_v", 1)
+    condition = common(shapes, r"WN\.\d+\.cond_layer\.weight_v", 1)
     upsample = [size for key in ("upsample.weight", "upsample.bias") for size in shapes.get(key, ())[:1]]
-    n_mel_channels = _most_common([*upsample, condition // n_group, condition])
+    n_mel_channels = most_common([*upsample, condition // n_group, condition])
     conditioning = "group" if condition == n_mel_channels and n_group > 1 else "sample"
-    win_length = common(r"upsample\.weight", 2) * (n_group if conditioning == "group" else 1)
-    early = next((flow for flow, count in enumerate(channels) if count < n_group), None)
+    win_length = common(shapes, r"upsample\.weight", 2) * (n_group if conditioning == "group" else 1)
     return {
         "n_mel_channels": n_mel_channels,
         "n_flows": len(channels),
         "n_group": n_group,
-        # Without a flow that has fewer channels than the first, no output leaves early.
-        "n_early_every": len(channels) if early is None else early,
-        "n_early_size": 2 if early is None else n_group - channels[early],
+        **early_outputs(channels),
         "WN_config": {
             "n_layers": n_layers,
-            "n_channels": common(r"WN\.\d+\.start\..*", 0),
-            "kernel_size": common(r"WN\.\d+\.in_layers\.\d+\.weight_v", 2),
+            "n_channels": common(shapes, r"WN\.\d+\.start\..*", 0),
+            "kernel_size": common(shapes, r"WN\.\d+\.in_layers\.\d+\.weight_v", 2),
         },
         # Nothing of a stride is left in the tensors; the published windows overlap four times.
         "hop_length": max(1, win_length // 4),
@@ -96,10 +99,43 @@ def infer(shapes: Shapes) -> dict[str, Any]:
     }
 
 
-def flow_channels(config: Mapping[str, Any]) -> list[int]:
+def flow_sizes(shapes: Shapes) -> tuple[list[int], int]:
+    """How many channels each flow works on, and the layers of its network: what most of its tensors say."""
+    flows: dict[int, list[int]] = {}
+    layers: dict[int, set[int]] = {}
+    for key, shape in shapes.items():
+        if match := re.match(r"(?:WN|convinv)\.(\d{1,4})\.", key):
+            flow = int(match[1])
+            flows.setdefault(flow, []).extend(_channels(key, shape))
+            if layer := re.match(r"WN\.\d+\.(?:in_layers|res_skip_layers)\.(\d{1,4})\.", key):
+                layers.setdefault(flow, set()).add(int(layer[1]))
+    n_layers = most_common(len(found) for found in layers.values())
+    if not flows or len(flows) > _MAX_FLOWS or n_layers > _MAX_LAYERS:
+        raise CheckpointError(
+            f"it has {len(flows)} flows with {n_layers} layers; expected 1 to {_MAX_FLOWS} with 1 to {_MAX_LAYERS}"
+        )
+    return [most_common(flows[flow]) for flow in sorted(flows)], n_layers
+
+
+def early_outputs(channels: list[int]) -> dict[str, int]:
+    """After how many flows channels leave, and how many, for the channels that each flow works on."""
+    early = next((flow for flow, count in enumerate(channels) if count < channels[0]), None)
+    if early is None:  # no output leaves early
+        return {"n_early_every": len(channels), "n_early_size": 2}
+    return {"n_early_every": early, "n_early_size": channels[0] - channels[early]}
+
+
+def common(shapes: Shapes, pattern: str, dimension: int) -> int:
+    """The size that most of the tensors whose whole key matches have in one dimension."""
+    wanted = re.compile(pattern)
+    matching = (shape for key, shape in shapes.items() if wanted.fullmatch(key))
+    return most_common(shape[dimension] for shape in matching if len(shape) > dimension)
+
+
+def flow_channels(config: Mapping[str, Any], group: str = "n_group") -> list[int]:
     """How many channels each flow works on."""
     every, size = config["n_early_every"], config["n_early_size"]
-    return [config["n_group"] - size * (flow // every) for flow in range(config["n_flows"])]
+    return [config[group] - size * (flow // every) for flow in range(config["n_flows"])]
 
 
 def published_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -156,42 +192,57 @@ def _channels(key: str, shape: tuple[int, ...]) -> list[int]:
     return []
 
 
-def _most_common(values: Iterable[int]) -> int:
+def most_common(values: Iterable[int]) -> int:
     counted = Counter(value for value in values if value > 0).most_common(1)
     return counted[0][0] if counted else 1
+
+
+def differences(known: Mapping[str, Any], config: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """One line for each of `names`, "a" or "a.b", of which the file says something else than its tensors."""
+    problems = []
+    for name in names:
+        outer, _, inner = name.partition(".")
+        said, found = known.get(outer), config[outer]
+        if inner:
+            said, found = said.get(inner) if isinstance(said, Mapping) else None, found[inner]
+        given = outer in known and (not inner or (isinstance(known[outer], Mapping) and inner in known[outer]))
+        if given and not (type(said) is type(found) and said == found):
+            problems.append(f"  {name}: the file says {_value(said)}, its tensors say {_value(found)}")
+    return problems
+
+
+def not_whole(known: Mapping[str, Any], least: Mapping[str, int]) -> list[str]:
+    """One line for each name that the file gives and that is no whole number of at least so much."""
+    return [
+        f"  {name}: the file says {_value(known[name])}, expected a whole number >= {limit}"
+        for name, limit in least.items()
+        if name in known and not (type(known[name]) is int and limit <= known[name] < 2**31)
+    ]
+
+
+def adopt_early(known: Mapping[str, Any], config: dict[str, Any], group: str = "n_group") -> list[str]:
+    """Puts the early outputs that the file states into `config`; a line if no flow has the channels they mean."""
+    early = {name: known.get(name, config[name]) for name in ("n_early_every", "n_early_size")}
+    said, found = flow_channels(config | early, group), flow_channels(config, group)
+    if said != found:
+        return [f"  channels of the flows: the file says {_value(said)}, its tensors say {_value(found)}"]
+    config |= early
+    return []
 
 
 def _adopt(known: Mapping[str, Any], config: dict[str, Any]) -> list[str]:
     """Puts into `config` what only `known` can tell; one line for each value that is impossible or
     contradicts it."""
-    problems = []
-
-    def differs(name: str, said: Any, found: Any) -> bool:
-        if type(said) is type(found) and said == found:
-            return False
-        problems.append(f"  {name}: the file says {_value(said)}, its tensors say {_value(found)}")
-        return True
-
-    for name in ("n_mel_channels", "n_flows", "n_group", "win_length", "conditioning"):
-        if name in known:
-            differs(name, known[name], config[name])
-    wn = known.get("WN_config", {})
-    for name, found in config["WN_config"].items():
-        if isinstance(wn, Mapping) and name in wn:
-            differs(f"WN_config.{name}", wn[name], found)
-    for name, least in (("n_early_every", 1), ("n_early_size", 0), ("hop_length", 1)):
-        if name in known and not (type(known[name]) is int and least <= known[name] < 2**31):
-            problems.append(f"  {name}: the file says {_value(known[name])}, expected a whole number >= {least}")
+    sizes = ("n_mel_channels", "n_flows", "n_group", "win_length", "conditioning")
+    problems = differences(known, config, [*sizes, *(f"WN_config.{name}" for name in config["WN_config"])])
+    problems += not_whole(known, {"n_early_every": 1, "n_early_size": 0, "hop_length": 1})
     if not isinstance(known.get("alternate_halves", False), bool):
         problems.append(
             f"  alternate_halves: the file says {_value(known['alternate_halves'])}, expected true or false"
         )
     if problems:
         return problems
-    early = {name: known.get(name, config[name]) for name in ("n_early_every", "n_early_size")}
-    said, found = flow_channels(config | early), flow_channels(config)
-    if not differs("channels of the flows", said, found):
-        config |= early
+    problems = adopt_early(known, config)
     config["hop_length"] = known.get("hop_length", config["hop_length"])
     config["alternate_halves"] = known.get("alternate_halves", False)
     if config["hop_length"] > config["win_length"]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from fastflow.models import WaveGlow
+    from fastflow.models import Vocoder
 
 BACKENDS = ("auto", "reference", "cpu", "triton", "cuda")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -111,7 +111,7 @@ def check_output_file(name: str, path: Path, suffix: str, may_exist: bool, remed
     check_writable(path.parent)
 
 
-def load_model(name: str, device: str, dtype: str) -> WaveGlow:
+def load_model(name: str, device: str, dtype: str) -> Vocoder:
     import torch
 
     import fastflow

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fastflow.models import WaveGlow
+    from fastflow.models import Vocoder
 
     T = TypeVar("T")
 
@@ -18,20 +18,21 @@ DELAY = 1.0  # seconds of work before the bar appears
 FORMAT = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 
 
-def progress(items: Sequence[T], model: WaveGlow) -> Iterator[T]:
-    """Yield the items; on standard error, if it is a terminal, show how many flows of ``model`` have run."""
+def progress(items: Sequence[T], model: Vocoder) -> Iterator[T]:
+    """Yield the items; on standard error, if it is a terminal, show how many networks of ``model`` have run."""
     from tqdm import tqdm
 
-    total = len(items) * model.n_flows
+    each = len(model.networks())
+    total = len(items) * each
     with (
         tqdm(
             total=total, bar_format=FORMAT, delay=DELAY, file=sys.stderr, disable=not on_terminal(), leave=False
         ) as bar,
-        _after_each_flow(model, bar.update),
+        _after_each_network(model, bar.update),
     ):
         for number, item in enumerate(items):
             bar.set_postfix_str(f"file {number + 1} of {len(items)}", refresh=False)
-            bar.update(number * model.n_flows - bar.n)  # a file that failed has not run all its flows
+            bar.update(number * each - bar.n)  # a file that failed has not run all of them
             yield item
 
 
@@ -40,11 +41,11 @@ def on_terminal() -> bool:
 
 
 @contextmanager
-def _after_each_flow(model: WaveGlow, act: Callable[[int], object]) -> Iterator[None]:
+def _after_each_network(model: Vocoder, act: Callable[[int], object]) -> Iterator[None]:
     def hook(*_: object) -> None:  # what a hook returns would replace the module's output
         act(1)
 
-    hooks = [net.register_forward_hook(hook) for net in model.WN]
+    hooks = [net.register_forward_hook(hook) for net in model.networks()]
     try:
         yield
     finally:

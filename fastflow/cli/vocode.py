@@ -17,7 +17,8 @@ from fastflow.cli import inputs, options
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fastflow.models import WaveGlow
+    from fastflow.audio.mel import MelSpectrogram
+    from fastflow.models import Vocoder
 
 SUBTYPES = ("PCM_16", "PCM_24", "FLOAT")
 
@@ -39,7 +40,11 @@ SUBTYPES = ("PCM_16", "PCM_24", "FLOAT")
     show_default=True,
     help="Checkpoint file, or a bundled model's name.",
 )
-@click.option("--sigma", type=float, default=0.6, show_default=True, help="Standard deviation of the noise, >= 0.")
+@click.option(
+    "--sigma",
+    type=float,
+    help="Standard deviation of the noise, >= 0; default: 0.6 for WaveGlow, 0.8 for FloWaveNet, 1 for SqueezeWave.",
+)
 @click.option("--denoise", type=float, default=0.0, metavar="STRENGTH", help="Remove the model's bias; 0.01 to 0.1.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the noise.")
 @options.device
@@ -52,7 +57,7 @@ def vocode(
     arguments: tuple[str, ...],
     output: str,
     model: str,
-    sigma: float,
+    sigma: float | None,
     denoise: float,
     seed: int,
     device: str,
@@ -75,7 +80,7 @@ def vocode(
     Exit status: 0 all written, 1 some inputs failed (the others are written), 2 wrong usage (nothing is
     written), 130 interrupted (what was finished is written).
     """
-    options.require(0 <= sigma < float("inf"), f"`--sigma` must be >= 0; got {sigma:g}")
+    options.require(sigma is None or 0 <= sigma < float("inf"), f"`--sigma` must be >= 0; got {sigma}")
     options.require(0 <= denoise < float("inf"), f"`--denoise` must be >= 0; got {denoise:g}")
     options.require(
         not plot or importlib.util.find_spec("matplotlib") is not None,
@@ -186,21 +191,21 @@ class _Synthesis:
     """The model with everything that is asked of it: mel or audio in, float32 audio on the CPU out."""
 
     def __init__(
-        self, model: str, sigma: float, denoise: float, seed: int, device: str, dtype: str, backend: str
+        self, model: str, sigma: float | None, denoise: float, seed: int, device: str, dtype: str, backend: str
     ) -> None:
         import torch
 
         import fastflow
         from fastflow.audio.denoiser import Denoiser
-        from fastflow.audio.mel import MelSpectrogram
+        from fastflow.audio.mel import front_end
 
-        self.model: WaveGlow = options.load_model(model, device, dtype)
-        config = self.model.config
-        self.n_mels: int = config["n_mel_channels"]
-        self.sampling_rate: int = self.model.sampling_rate
-        self.sigma, self.strength, self.seed, self.backend = sigma, denoise, seed, backend
+        self.model: Vocoder = options.load_model(model, device, dtype)
+        self.n_mels = self.model.n_mel_channels
+        self.sampling_rate = self.model.sampling_rate
+        self.sigma = self.model.usual_sigma if sigma is None else sigma
+        self.strength, self.seed, self.backend = denoise, seed, backend
         self.device, self.dtype = torch.device(device), getattr(torch, dtype)
-        self.to_mel = MelSpectrogram(self.sampling_rate, hop_length=self.model.hop_length, n_mels=self.n_mels)
+        self.to_mel = front_end(self.model)
         self.denoiser: Denoiser | None = None
         self.mel_file: tuple[Path, Tensor] | None = None  # the last one: the items of a batch follow each other
         try:
@@ -233,7 +238,10 @@ class _Synthesis:
                 audio = self.denoiser(audio.float(), strength=self.strength)
         audio = audio[0].float().cpu()  # waits for the device
         took = time.perf_counter() - start
-        return _Result(audio if source is None else audio[: len(source)], mel[0].float(), source, took)
+        if source is not None:
+            first = self.to_mel.lead(len(source))
+            audio = audio[first : first + len(source)]
+        return _Result(audio, mel[0].float(), source, took)
 
     def _mel(self, item: inputs.Item) -> Tensor:
         import torch
@@ -251,6 +259,9 @@ class _Synthesis:
         if mel.ndim == 3:
             mel = mel[item.index or 0]
         check_finite("mel", mel)
+        if self.model.mel_form == "flowavenet" and mel.numel() and not 0 <= mel.min() <= mel.max() <= 1:
+            values = f"{float(mel.min()):.3g} to {float(mel.max()):.3g}"
+            raise inputs.InputError(f"`mel` must be of FloWaveNet's front end, with values in 0..1; got {values}")
         if not torch.isfinite(mel.to(self.dtype)).all():
             name = str(self.dtype).removeprefix("torch.")
             raise inputs.InputError(f"`mel` must fit into {name}; got values up to {float(mel.abs().max()):.3g}")
@@ -284,7 +295,7 @@ def _run(plan: _Plan, synthesis: _Synthesis, subtype: str, plot: bool, overwrite
                 options.warn(f"note: no picture of {item.output}: {samples} samples are too short to draw")
             elif plot:
                 try:
-                    _plot(item.output.with_suffix(".png"), result, synthesis.sampling_rate, overwrite)
+                    _plot(item.output.with_suffix(".png"), result, synthesis.to_mel, overwrite)
                 except (ValueError, OSError, RuntimeError, MemoryError) as error:
                     plan.failures.append(options.describe(f"picture of {item.output}", error))
     finally:  # Ctrl-C too: what is written is said
@@ -296,10 +307,11 @@ def _run(plan: _Plan, synthesis: _Synthesis, subtype: str, plot: bool, overwrite
             click.echo(f"{what}: {seconds:.2f} s of audio in {spent:.2f} s{speed}")
 
 
-def _plot(path: Path, result: _Result, sampling_rate: int, overwrite: bool) -> None:
+def _plot(path: Path, result: _Result, to_mel: MelSpectrogram, overwrite: bool) -> None:
     from fastflow.audio.plot import plot_comparison, plot_mel_comparison
 
     if result.source is None:
-        plot_mel_comparison(path, result.mel, result.audio, sampling_rate, overwrite=overwrite)
+        rate = to_mel.sampling_rate
+        plot_mel_comparison(path, result.mel, result.audio, rate, front_end=to_mel, overwrite=overwrite)
     else:
-        plot_comparison(path, result.source, result.audio, sampling_rate, overwrite=overwrite)
+        plot_comparison(path, result.source, result.audio, to_mel.sampling_rate, overwrite=overwrite)

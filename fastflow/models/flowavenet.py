@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastflow.models import inputs
+from fastflow.models.vocoder import Vocoder, check_mel, check_synthesis, unit_noise
 from fastflow.nn import ActNorm, Conv1d
 from fastflow.nn.conv import NormedConv, remove_weight_norm
 from fastflow.nn.packing import PackingModule
@@ -246,7 +246,7 @@ class Block(nn.Module):
         return mean, log_sd
 
 
-class FloWaveNet(nn.Module):
+class FloWaveNet(Vocoder):
     """The published `Flowavenet`, under its published state-dict keys.
 
     Each block squeezes time into channels by 2, for the audio and for its conditioning, and runs `n_flow` flows. The
@@ -272,7 +272,8 @@ class FloWaveNet(nn.Module):
         ValueError: a size is less than 1.
     """
 
-    sampling_rate = 22050
+    mel_form = "flowavenet"
+    usual_sigma = 0.8
     hop_length = math.prod(UPSAMPLE_SCALES)
 
     def __init__(
@@ -326,7 +327,6 @@ class FloWaveNet(nn.Module):
         return cast(Flow, self._blocks()[0].flows[0]).actnorm.loc
 
     def networks(self) -> list[nn.Module]:
-        """Return the networks that a synthesis runs, each once: nearly all of its work."""
         return [module for module in self.modules() if isinstance(module, Wavenet)]
 
     def upsample(self, c: Tensor) -> Tensor:
@@ -340,7 +340,7 @@ class FloWaveNet(nn.Module):
 
     def _conditioning(self, x: Tensor, c: Tensor) -> Tensor:
         """Return `c`, a mel or one that is upsampled already, at the rate of `x`; raise if the two do not fit."""
-        inputs.check_mel("c", c, self.n_mel_channels, self._a_parameter())
+        check_mel("c", c, self.n_mel_channels, self._a_parameter())
         upsampled = c if c.shape[2] == x.shape[2] else self.upsample(c)
         if upsampled.shape[2] != x.shape[2]:
             raise ValueError(
@@ -460,11 +460,11 @@ class FloWaveNet(nn.Module):
                 first is), or `sigma` is negative.
             RuntimeError: actnorm was never initialised.
         """
-        inputs.check_mel("mel", mel, self.n_mel_channels, self._a_parameter())
-        inputs.check_synthesis(mel, sigma)
+        check_mel("mel", mel, self.n_mel_channels, self._a_parameter())
+        check_synthesis(mel, sigma)
         layout = "[B, in_channel, F * hop_length]"
         steps = mel.shape[2] * self.hop_length
-        noise = inputs.unit_noise(z, generator, mel, layout, [self.in_channel], steps)
+        noise = unit_noise(z, generator, mel, layout, [self.in_channel], steps)
         return self.reverse(noise * sigma, mel).squeeze(1)
 
     def remove_weight_norm(self) -> None:

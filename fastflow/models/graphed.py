@@ -63,7 +63,7 @@ class GraphedInfer:
             self._capture()
         with torch.no_grad():
             noise = self.model._noise(mel, self._noise.shape[2], z, generator)
-            torch.mul(noise, sigma, out=self._noise)
+            self._noise.copy_(self.model._scaled(noise, sigma))
             self._mel.copy_(mel)
             self._replay()
             return self._audio.clone()
@@ -76,7 +76,7 @@ class GraphedInfer:
         return [(-1 if p.is_inference() else p._version, p.data_ptr()) for p in self._parameters()]
 
     def _capture(self) -> None:
-        model, weight = self.model, self.model.upsample.weight
+        model, weight = self.model, self.model._convinv(0).conv.weight
         self._captured = self._state()
         with torch.inference_mode(False), torch.no_grad(), checks.no_autocast(weight.device):
             self._mel = weight.new_zeros(self.batch, model.n_mel_channels, self.frames)

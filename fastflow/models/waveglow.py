@@ -6,15 +6,16 @@ order of random draws follow NVIDIA/waveglow, `glow.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from fastflow.models import inputs
 from fastflow.models.upsample import Upsample
+from fastflow.models.vocoder import Vocoder, check_mel, check_synthesis, unit_noise
 from fastflow.nn import WN, Conv1d, InvertibleConv1x1
+from fastflow.nn.conv import remove_weight_norm
 from fastflow.ops import checks
 from fastflow.ops.flow_step.api import flow_step
 from fastflow.ops.invconv1x1.api import log_abs_det
@@ -50,7 +51,7 @@ class CouplingNet(WN):
         return out
 
 
-class WaveGlow(nn.Module):
+class WaveGlow(Vocoder):
     """The published WaveGlow, under its published state-dict keys.
 
     Args:
@@ -71,7 +72,7 @@ class WaveGlow(nn.Module):
         ValueError: sizes that do not fit each other; the message names them.
     """
 
-    sampling_rate = 22050
+    usual_sigma = 0.6
 
     def __init__(
         self,
@@ -119,14 +120,18 @@ class WaveGlow(nn.Module):
         group = n_group // per_step
         cond_channels = n_mel_channels * group
         self.upsample = Upsample(n_mel_channels, win_length // per_step, hop_length // per_step, group)
+        self._add_flows(lambda half: CouplingNet(half, cond_channels, **WN_config))
+
+    def _add_flows(self, network: Callable[[int], nn.Module]) -> None:
+        """Make the flows, with a `network` for the half of the channels that each works on."""
         self.WN = nn.ModuleList()
         self.convinv = nn.ModuleList()
-        channels = n_group
-        for k in range(n_flows):
+        channels = self.n_group
+        for k in range(self.n_flows):
             if self._is_early(k):
-                channels -= n_early_size
+                channels -= self.n_early_size
             self.convinv.append(InvertibleConv1x1(channels))
-            self.WN.append(CouplingNet(channels // 2, cond_channels, **WN_config))
+            self.WN.append(network(channels // 2))
         self.n_remaining_channels = channels
 
     @staticmethod
@@ -137,23 +142,24 @@ class WaveGlow(nn.Module):
         n_early_every: int,
         n_early_size: int,
         WN_config: Mapping[str, int],
+        group: str = "n_group",
     ) -> None:
         sizes = {
             "n_mel_channels": n_mel_channels,
             "n_flows": n_flows,
-            "n_group": n_group,
+            group: n_group,
             "n_early_every": n_early_every,
         }
         for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"`{name}` must be at least 1; got {size}")
-        for name, size in (("n_group", n_group), ("n_early_size", n_early_size)):
+        for name, size in ((group, n_group), ("n_early_size", n_early_size)):
             if size < 0 or size % 2:
                 raise ValueError(f"`{name}` must be even, since channels are halved; got {size}")
         remaining = n_group - n_early_size * ((n_flows - 1) // n_early_every)
         if remaining < 2:
             raise ValueError(
-                f"`n_group` must leave at least 2 channels after the early outputs; got {remaining} of {n_group} "
+                f"`{group}` must leave at least 2 channels after the early outputs; got {remaining} of {n_group} "
                 f"with n_flows {n_flows}, n_early_every {n_early_every}, n_early_size {n_early_size}"
             )
         expected = {"n_layers", "n_channels", "kernel_size"}
@@ -175,12 +181,23 @@ class WaveGlow(nn.Module):
     def _convinv(self, k: int) -> InvertibleConv1x1:
         return cast(InvertibleConv1x1, self.convinv[k])
 
+    def networks(self) -> list[nn.Module]:
+        return list(self.WN)
+
     def _conditioning(self, mel: Tensor, steps: int) -> Tensor:
         """Return what the coupling networks are conditioned on, [B, C_c, steps], laid out for their kernels."""
         return self.upsample.grouped(mel, steps, channels_last=mel.device.type == "cuda")
 
     def _check_mel(self, mel: Tensor) -> None:
-        inputs.check_mel("mel", mel, self.n_mel_channels, self._convinv(0).conv.weight)
+        check_mel("mel", mel, self.n_mel_channels, self._convinv(0).conv.weight)
+
+    def _check_audio(self, mel: Tensor, audio: Tensor) -> None:
+        covered = (mel.shape[2] - 1) * self.hop_length + self.win_length if mel.shape[2] else 0
+        if audio.shape[1] % self.n_group or audio.shape[1] > covered:
+            raise ValueError(
+                f"`audio` must have a multiple of n_group = {self.n_group} samples and at most the {covered} that "
+                f"`mel` {list(mel.shape)} covers; got {list(audio.shape)}"
+            )
 
     def forward(self, forward_input: tuple[Tensor, Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """The training direction: audio to noise.
@@ -200,12 +217,7 @@ class WaveGlow(nn.Module):
         self._check_mel(mel)
         checks.check_shape("audio", audio, "[B, T]", (mel.shape[0], None))
         checks.check_like("audio", audio, "mel", mel)
-        covered = (mel.shape[2] - 1) * self.hop_length + self.win_length if mel.shape[2] else 0
-        if audio.shape[1] % self.n_group or audio.shape[1] > covered:
-            raise ValueError(
-                f"`audio` must have a multiple of n_group = {self.n_group} samples and at most the {covered} that "
-                f"`mel` {list(mel.shape)} covers; got {list(audio.shape)}"
-            )
+        self._check_audio(mel, audio)
         steps = audio.shape[1] // self.n_group
         cond = self._conditioning(mel, steps)
         x = audio.reshape(audio.shape[0], steps, self.n_group).transpose(1, 2)
@@ -253,9 +265,13 @@ class WaveGlow(nn.Module):
                 first is), `sigma` is negative, or a 1x1 weight is singular.
         """
         self._check_mel(mel)
-        inputs.check_synthesis(mel, sigma)
+        check_synthesis(mel, sigma)
         steps = mel.shape[2] * self.hop_length // self.n_group
-        return self._synthesised(mel, self._noise(mel, steps, z, generator) * sigma)
+        return self._synthesised(mel, self._scaled(self._noise(mel, steps, z, generator), sigma))
+
+    def _scaled(self, noise: Tensor, sigma: float) -> Tensor:
+        """Return unit noise in the order of drawing, times `sigma`."""
+        return noise * sigma
 
     def _synthesised(self, mel: Tensor, noise: Tensor) -> Tensor:
         """Return audio [B, F * hop_length] for `mel` and scaled noise [B, n_group, steps] in the order of drawing."""
@@ -276,7 +292,7 @@ class WaveGlow(nn.Module):
     def _noise(self, mel: Tensor, steps: int, z: Tensor | None, generator: torch.Generator | None) -> Tensor:
         """Return unit noise [B, n_group, steps], `z` or drawn."""
         layout = "[B, n_group, F * hop_length / n_group]"
-        return inputs.unit_noise(z, generator, mel, layout, self._noise_widths(), steps)
+        return unit_noise(z, generator, mel, layout, self._noise_widths(), steps)
 
     def remove_weightnorm(self, model: WaveGlow | None = None) -> WaveGlow:
         """Replace weight norm by the plain weights it stands for, in place; return the model.
@@ -285,9 +301,7 @@ class WaveGlow(nn.Module):
         Inference does not need it: folded weights are kept between calls anyway.
         """
         target = self if model is None else model
-        for net in target.WN:
-            assert isinstance(net, CouplingNet)
-            net.remove_weight_norm()
+        remove_weight_norm(target)
         return target
 
 

@@ -20,7 +20,7 @@ class HummingModel(nn.Module):
 
     def __init__(self, n_mel_channels: int = 80) -> None:
         super().__init__()
-        self.config = {"n_mel_channels": n_mel_channels}
+        self.n_mel_channels = n_mel_channels
         self.level = nn.Parameter(torch.tensor(0.05))
         self.calls: list[tuple[Tensor, float]] = []
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastflow.audio import AudioError, MelSpectrogram
+from fastflow.audio import AudioError, FloWaveNetMel, MelSpectrogram, front_end
+from fastflow.models import FloWaveNet, WaveGlow
 
 RATE = 22050
 
@@ -184,3 +185,49 @@ def test_audio_on_another_device():
 def test_refused_settings(settings, message):
     with pytest.raises(AudioError, match=f"^{message}$"):
         MelSpectrogram(**settings)
+
+
+def published_flowavenet_mel(audio: Tensor) -> Tensor:
+    """ksw0306/FloWaveNet's formulas, with librosa's power mel padded as librosa did at the time."""
+    wav = audio.numpy() / np.abs(audio.numpy()).max() * 0.999
+    mel = librosa.feature.melspectrogram(
+        y=wav, sr=RATE, n_fft=1024, hop_length=256, n_mels=80, fmin=125, fmax=7600, pad_mode="reflect"
+    )
+    return torch.from_numpy(np.clip((20 * np.log10(np.maximum(1e-4, mel)) - 20 + 100) / 100, 0, 1))
+
+
+@pytest.mark.parametrize("name", ["voice", "noise", "tone", "chirp", "click", "constant", "faint", "loud"])
+def test_flowavenets_mel_is_the_published_one(voice, name):
+    audio = signals(voice)[name]
+    mel = FloWaveNetMel()(audio)
+    assert mel.dtype == torch.float32 and 0 <= mel.min() <= mel.max() <= 1
+    torch.testing.assert_close(mel[0], published_flowavenet_mel(audio), rtol=0, atol=1e-4)
+
+
+def test_flowavenets_mel_levels_each_item_and_leaves_silence(voice):
+    batch = torch.stack([voice[:5000], 0.01 * voice[:5000], torch.zeros(5000)])
+    mel = FloWaveNetMel()(batch)
+    torch.testing.assert_close(mel[0], mel[1])
+    assert not mel[2].any()
+    with pytest.raises(AudioError, match="`audio` must be finite"):
+        FloWaveNetMel()(torch.full((5000,), math.nan))
+
+
+@pytest.mark.parametrize("samples", [513, 1023, 1024, 1025, 22050])
+def test_what_comes_before_the_audio_is_half_of_the_padding_to_whole_frames(samples):
+    lead = FloWaveNetMel().lead(samples)
+    length = (samples // 256 + 1) * 256
+    assert lead == (length - samples) // 2
+    assert lead + samples <= length
+    assert MelSpectrogram().lead(samples) == 0
+
+
+def test_front_ends_follow_the_model():
+    with torch.device("meta"):
+        flow = FloWaveNet(1, 20, 1, 1, 1, filter_size=2)
+        glow = WaveGlow(
+            40, 1, 8, 4, 2, {"n_layers": 1, "n_channels": 2, "kernel_size": 3}, hop_length=128, win_length=512
+        )
+    assert type(front_end(flow)) is FloWaveNetMel and front_end(flow).n_mels == 20
+    made = front_end(glow)
+    assert type(made) is MelSpectrogram and (made.n_mels, made.hop_length) == (40, 128)

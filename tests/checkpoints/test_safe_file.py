@@ -76,7 +76,7 @@ def test_a_safetensors_file_of_somebody_else(tiny: State, tmp_path: Path) -> Non
     ("metadata", "message"),
     [
         ({"fastflow_format": "2"}, "its format version is `2`; this fastflow reads version 1"),
-        ({"model": "FloWaveNet"}, "a model called `FloWaveNet`; expected `WaveGlow`"),
+        ({"model": "FloWaveNet"}, "a model called `FloWaveNet`; its tensors are those of `WaveGlow`"),
         ({"config": "{"}, "its configuration is not JSON"),
         ({"config": "[" * 100_000}, "its configuration is not JSON"),
         ({"config": "[1]"}, "its configuration is not a JSON object"),

@@ -18,7 +18,7 @@ from fastflow.checkpoints import save
 from fastflow.cli import inputs, progress
 from fastflow.cli import vocode as command
 from fastflow.cli.inputs import Item
-from fastflow.models import WaveGlow
+from fastflow.models import FloWaveNet, SqueezeWave, WaveGlow
 from fastflow.ops import registry
 
 Run = Callable[..., Result]
@@ -59,6 +59,55 @@ def test_mels_of_every_form(vocode: Run, mel: np.ndarray, tmp_path: Path) -> Non
     # the same mel and seed give the same samples from every form, alone or in a batch
     assert (out / "a.wav").read_bytes() == (out / "b_0.wav").read_bytes() == (out / "c.wav").read_bytes()
     assert (out / "a.wav").read_bytes() != (out / "b_1.wav").read_bytes()
+
+
+def flowavenet(path: Path) -> Path:
+    torch.manual_seed(0)
+    save(FloWaveNet(1, 80, 2, 2, 1, block_per_split=1, pretrained=True, filter_size=4), path)
+    return path
+
+
+def squeezewave(path: Path) -> Path:
+    torch.manual_seed(0)
+    save(SqueezeWave(80, 2, 128, 2, 16, {"n_layers": 1, "n_channels": 4, "kernel_size": 3}), path)
+    return path
+
+
+@pytest.mark.parametrize(("make_model", "sigma"), [(flowavenet, 0.8), (squeezewave, 1.0)])
+def test_other_models(
+    make_model: Callable[[Path], Path], sigma: float, run: Run, make_wav: MakeWav, mel: np.ndarray, tmp_path: Path
+) -> None:
+    model = make_model(tmp_path / "model.safetensors")
+    np.save(tmp_path / "m.npy", mel / 10 + 1 if make_model is flowavenet else mel)
+    for source, samples in ((make_wav(tmp_path / "in.wav", 4001), 4001), (tmp_path / "m.npy", 12 * 256)):
+        usual, same = tmp_path / f"{source.stem}_1.wav", tmp_path / f"{source.stem}_2.wav"
+        result = run("vocode", "--model", model, source, "-o", usual, "--denoise", 0.01, "--plot")
+        assert result.exit_code == 0, result.output
+        assert soundfile.info(usual).frames == samples
+        assert usual.with_suffix(".png").exists()
+        run("vocode", "--model", model, source, "-o", same, "--denoise", 0.01, "--sigma", sigma)
+        assert usual.read_bytes() == same.read_bytes()
+
+
+def test_flowavenet_makes_audio_that_lies_where_the_input_does(run: Run, tmp_path: Path) -> None:
+    model = FloWaveNet(1, 80, 1, 1, 1, pretrained=True, filter_size=2)  # the identity, but for exchanged samples
+    save(model, tmp_path / "model.safetensors")
+    soundfile.write(tmp_path / "in.wav", np.random.default_rng(0).normal(0.0, 0.1, 4001), 22050)
+    run("vocode", "--model", tmp_path / "model.safetensors", tmp_path / "in.wav", "-o", tmp_path / "out.wav",
+        "--subtype", "FLOAT", "--sigma", 0.1)  # fmt: skip
+    noise = torch.randn(1, 1, 4096, generator=torch.Generator().manual_seed(0))
+    whole = fastflow.load(tmp_path / "model.safetensors").infer(torch.zeros(1, 80, 16), 0.1, z=noise)[0]
+    got = torch.from_numpy(soundfile.read(tmp_path / "out.wav", dtype="float32")[0])
+    assert torch.equal(got, whole[47 : 47 + 4001])  # 95 samples short of 16 frames, 47 of them in front
+
+
+def test_a_mel_that_flowavenet_does_not_take(run: Run, mel: np.ndarray, tmp_path: Path) -> None:
+    np.save(tmp_path / "m.npy", mel)
+    result = run(
+        "vocode", "--model", flowavenet(tmp_path / "f.safetensors"), tmp_path / "m.npy", "-o", tmp_path / "o.wav"
+    )
+    assert result.exit_code == 1
+    assert "`mel` must be of FloWaveNet's front end, with values in 0..1; got -" in result.stderr
 
 
 def test_no_frames_give_no_samples(vocode: Run, tmp_path: Path) -> None:

@@ -1,14 +1,45 @@
-"""What the vocoders check of their arguments, and how they draw their noise."""
+"""What all vocoders here have: their face, the checks of their arguments, and how they draw their noise."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastflow.ops import checks
+
+
+class Vocoder(nn.Module):
+    """A model that turns mel spectrograms into audio: what `fastflow.load` returns.
+
+    `config` holds the keyword arguments that make the same model again. A mel frame stands for `hop_length` samples;
+    `mel_form` says how it is computed, see `fastflow.audio.front_end`.
+    """
+
+    sampling_rate = 22050
+    hop_length: int
+    n_mel_channels: int
+    config: dict[str, Any]
+    mel_form = "waveglow"
+    usual_sigma = 1.0  # what the published program for synthesis uses
+
+    def infer(
+        self,
+        mel: Tensor,
+        sigma: float = 1.0,
+        *,
+        z: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Return audio [B, F * hop_length] for `mel` [B, n_mel_channels, F]; each model says more."""
+        raise NotImplementedError
+
+    def networks(self) -> list[nn.Module]:
+        """Return the networks that a synthesis runs, each once: nearly all of its work."""
+        raise NotImplementedError
 
 
 def check_mel(name: str, mel: Tensor, channels: int, parameter: Tensor) -> None:
