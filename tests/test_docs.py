@@ -13,7 +13,7 @@ import torch
 
 import fastflow
 from fastflow.cli.main import COMMANDS, main
-from fastflow.models import WaveGlow
+from fastflow.models import FloWaveNet, WaveGlow
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -28,6 +28,7 @@ def test_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     shutil.copy(Path(fastflow.__file__).parent / "assets" / "demo.flac", "speech.wav")
     tiny = WaveGlow(80, 2, 8, 4, 2, {"n_layers": 1, "n_channels": 8, "kernel_size": 3})
     torch.save({"state_dict": tiny.state_dict()}, "waveglow_256channels.pt")
+    torch.save({"state_dict": FloWaveNet(1, 80, 2, 1, 1, filter_size=4).state_dict()}, "flowavenet.pth")
     names: dict[str, object] = {}
     examples = blocks("python")
     assert len(examples) >= 4

@@ -71,7 +71,7 @@ class Denoiser(nn.Module):
         # sigma 0 leaves some of it (SqueezeWave), the bias should at least be the same each time.
         devices = [parameter.device] if parameter.is_cuda else []
         with torch.no_grad(), torch.random.fork_rng(devices):
-            torch.manual_seed(0)
+            _seed(parameter.device)
             audio = model.infer(mel.to(parameter), sigma=0.0).float()
         self.register_buffer("window", torch.hann_window(n_fft, device=audio.device), persistent=False)
         # Cloned: a view of one frame would keep the whole spectrum alive.
@@ -110,3 +110,12 @@ class Denoiser(nn.Module):
         return torch.stft(
             audio, self.n_fft, self.hop_length, window=self.window, pad_mode="reflect", return_complex=True
         )
+
+
+def _seed(device: torch.device) -> None:
+    """Seed PyTorch's generator of one device, where `torch.manual_seed` would seed those of all."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(0)
+    else:
+        torch.default_generator.manual_seed(0)

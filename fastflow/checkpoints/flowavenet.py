@@ -64,8 +64,11 @@ def infer(shapes: Shapes) -> dict[str, Any]:
     factors = {block: 2 ** (block + 1 - sum(prior < block for prior in priors)) for block in sorted(flows)}
 
     def sizes(pattern: str, dimension: int) -> list[tuple[int, int]]:
-        """The factor of its block, and the size, for each tensor of a flow that matches."""
-        found = ((re.fullmatch(r"blocks\.(\d+)\.flows\.\d+\." + pattern, key), shape) for key, shape in shapes.items())
+        """The factor of its block, and the size in one dimension, of each tensor of a flow that matches."""
+        found = (
+            (re.fullmatch(r"blocks\.(\d{1,4})\.flows\.\d{1,4}\." + pattern, key), shape)
+            for key, shape in shapes.items()
+        )
         return [(factors[int(match[1])], shape[dimension]) for match, shape in found if match and shape[dimension:]]
 
     in_channel = most_common(size // factor for factor, size in sizes(r"actnorm\.(?:loc|scale)", 1))

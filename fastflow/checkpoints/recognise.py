@@ -117,7 +117,7 @@ def _checked(size: int, described: Described) -> Checkpoint:
         config = architecture.complete(described.known, tensors)
     except CheckpointError:
         raise
-    except ValueError as error:  # sizes that fit the tensors and no model, such as an even kernel
+    except (ValueError, RuntimeError) as error:  # sizes that make no model, or one beyond all memory
         raise CheckpointError(str(error)) from error
     needed = sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in described.tensors.values())
     if needed > size:

@@ -24,7 +24,7 @@ class Vocoder(nn.Module):
     n_mel_channels: int
     config: dict[str, Any]
     mel_form = "waveglow"
-    usual_sigma = 1.0  # what the published program for synthesis uses
+    usual_sigma = 1.0  # what its authors synthesise with
 
     def infer(
         self,

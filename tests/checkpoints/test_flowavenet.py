@@ -137,6 +137,10 @@ def test_a_small_file_cannot_ask_for_a_large_model(weights: State, save_torch: S
     assert "3 blocks of 500 flows" in refusal(save_torch(weights | names))
     names = {f"blocks.{b}.flows.0.actnorm.loc": torch.ones(1) for b in range(40)}
     assert "40 blocks" in refusal(save_torch(weights | names))
+    far = {"blocks.12345.flows.0.actnorm.loc": torch.ones(1, 2, 1)}
+    assert "unexpected: `blocks.12345.flows.0.actnorm.loc`" in refusal(save_torch(weights | far))
+    wide = {key: torch.zeros(0, 2**62, 0) for key in weights if "_conv_c.weight_v" in key}
+    assert "overflow" in refusal(save_torch(weights | wide))
 
 
 @pytest.mark.parametrize(
