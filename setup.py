@@ -39,6 +39,7 @@ TORCH_TARGET_VERSION = "0x020a000000000000"  # 2.10: the oldest PyTorch whose AB
 TORCH_TARGET_FLAG = f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"
 # 90a is compute capability 9.0 with the instructions that only it has. Listed with a letter, code runs nowhere else.
 DEFAULT_CUDA_ARCHS = "75 80 86 89 90a 100 120"
+OLDEST_CUDA_ARCH = 75  # the kernels use tanh.approx
 
 COMMON_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 # PyTorch's std::optional<Tensor> sets off a false -Wmaybe-uninitialized in GCC 12.
@@ -168,7 +169,7 @@ def cuda_archs(nvcc: Path) -> list[str]:
         listed = subprocess.check_output([nvcc, "--list-gpu-arch"], text=True)
     except (OSError, subprocess.CalledProcessError) as error:
         raise BuildError(f"{nvcc} --list-gpu-arch failed ({error})") from error
-    known = set(re.findall(r"compute_(\d+)", listed))
+    known = {arch for arch in re.findall(r"compute_(\d+)", listed) if int(arch) >= OLDEST_CUDA_ARCH}
     # The list leaves out those with a letter; an nvcc that takes -std=c++20 knows them from 90 on.
     known |= {f"{arch}a" for arch in known if int(arch) >= 90}
     asked = os.environ.get("FASTFLOW_CUDA_ARCHS")
@@ -176,7 +177,7 @@ def cuda_archs(nvcc: Path) -> list[str]:
     unknown = [arch for arch in wanted if arch not in known]
     if asked and (unknown or not wanted):
         got = " ".join(unknown) or repr(asked)
-        raise SystemExit(f"`FASTFLOW_CUDA_ARCHS` must name architectures that nvcc knows; got {got}")
+        raise SystemExit(f"`FASTFLOW_CUDA_ARCHS` must name architectures from 75 on that nvcc knows; got {got}")
     archs = sorted(known.intersection(wanted), key=lambda arch: (arch_number(arch), arch))
     if not archs:
         raise BuildError(f"{nvcc} knows none of the architectures {DEFAULT_CUDA_ARCHS}")

@@ -519,6 +519,12 @@ def test_invconv1x1(channels: int, dtype: torch.dtype) -> None:
         assert log_det.shape == (0,)
 
 
+def test_invconv1x1_without_channels() -> None:
+    y, log_det = ops.invconv1x1(torch.zeros(2, 0, 5), torch.zeros(0, 0), None, True)
+    assert y.shape == (2, 0, 5)
+    close(log_det, torch.zeros(2, dtype=torch.float64))
+
+
 def test_invconv1x1_log_det_of_awkward_weights() -> None:
     x = torch.zeros(1, 3, 2)
     for weight, expected in (

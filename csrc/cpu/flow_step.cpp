@@ -48,8 +48,8 @@ std::tuple<Tensor, Tensor> launch(
   params.parts = log_det ? parts.data() : nullptr;
   if (tasks > 0) {
     const int64_t products = (end_weight.numel() + (weight ? weight->numel() : 0)) * time / tiles;
-    static thread_local Scratch scratch;
     torch::stable::parallel_for(0, tasks, kProductGrain / (products + 1) + 1, [&](int64_t begin, int64_t end) {
+      static thread_local Scratch scratch;  // in here, or threads of the pool would never free theirs
       k.flow_step(
           params, begin, end, wide_end_weight.data, wide_weight.data,
           scratch.get<acc_t>(k.flow_step_scratch_size(params)));

@@ -59,12 +59,13 @@ template <class Params>
 void run_tiled(const TiledKernels<Params>& k, const Params& params, int64_t batch) {
   const int64_t tasks = batch * k.tiles(params);
   if (tasks == 0) return;
-  static thread_local Scratch packed_memory, tile_memory;
+  static thread_local Scratch packed_memory;
   void* packed = packed_memory.get<char>(k.packed_size(params));
   torch::stable::parallel_for(
       0, k.panels(params), 8, [&](int64_t begin, int64_t end) { k.pack(params, begin, end, packed); });
   const int64_t scratch_size = k.scratch_size(params);
   torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+    static thread_local Scratch tile_memory;  // in here, or threads of the pool would never free theirs
     k.run(params, begin, end, packed, tile_memory.get<char>(scratch_size));
   });
 }

@@ -23,6 +23,19 @@ class WnStack {
       const Tensor& h, const std::vector<WnLayerTensors>& layers, const OptionalTensor& mask,
       const std::vector<int64_t>& dilations, bool causal, bool last_residual, int64_t unread_rows)
       : first_(h) {
+    // Kernels count tiles, and steps from the padding before the first to that after the last, in 32 bits.
+    constexpr int64_t most = int64_t{1} << 31;
+    const int64_t batch = h.size(0), steps = h.size(2), taps = layers[0].conv_weight.size(2);
+    for (const int64_t dilation : dilations) {
+      FASTFLOW_CHECK(
+          dilation < most && steps + (taps - 1) * dilation < most,
+          "`dilation` must be less than the 2^31 steps that the cuda backend counts; got ", dilation, " for ",
+          shape_string(h));
+    }
+    FASTFLOW_CHECK(
+        static_cast<int64_t>(layers.size()) * batch * (steps / kWnShortestTile + 1) < most,
+        "`h` must have less than 2^31 tiles of ", kWnShortestTile, " steps in all layers for the cuda backend; got ",
+        shape_string(h));
     WnParams<T>& p = params;
     p.layers = static_cast<int32_t>(layers.size());
     p.batch = static_cast<int32_t>(h.size(0));

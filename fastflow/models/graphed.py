@@ -18,8 +18,8 @@ class GraphedInfer:
 
     A call takes what `infer` takes and gives the same audio, with two differences: the values of `mel` are not looked
     at (NaN gives NaN), and autocast does not reach inside. Captured are the weights and the backend in use. Where a
-    parameter has changed since, the next call captures again; a write through `.data` leaves no trace on it. Calls
-    share buffers: they must not overlap, on several streams or threads.
+    parameter has changed since, the next call captures again; a write through `.data`, or to a parameter that was made
+    in inference mode, leaves no trace on it. Calls share buffers: they must not overlap, on several streams or threads.
 
         model = fastflow.load("waveglow_256channels.pt").cuda().bfloat16()
         infer = GraphedInfer(model, batch=1, frames=861)
@@ -77,7 +77,8 @@ class GraphedInfer:
 
     def _capture(self) -> None:
         model, weight = self.model, self.model._convinv(0).conv.weight
-        self._captured = self._state()
+        self._captured: list[tuple[int, int]] | None = None  # where capturing fails, the next call tries again
+        state = self._state()
         with torch.inference_mode(False), torch.no_grad(), checks.no_autocast(weight.device):
             self._mel = weight.new_zeros(self.batch, model.n_mel_channels, self.frames)
             self._noise = weight.new_zeros(self.batch, model.n_group, self.frames * model.hop_length // model.n_group)
@@ -85,6 +86,7 @@ class GraphedInfer:
         # A graph does not keep alive what it reads, and a model may let go of either.
         packed = [module._packed._cached for module in self._modules if isinstance(module, PackingModule)]
         self._kept = [p.detach() for p in self._parameters()], packed
+        self._captured = state
 
 
 def record(run: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:

@@ -85,9 +85,10 @@ _CUDA_SCHEMAS = {
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 
-# `auto` asks from left to right. Measured beside the reference, interleaved, on cores with AVX2 and with AVX-512, in
-# float32: `wn` is 1.1 to 1.7 times as fast (C 64 to 256, T 32 to 2560), `gate` 1.7 to 3.4, `actnorm` 1.6 to 3.2,
-# `flow_step` 1.7 to 3.8 (WaveGlow-256, T 640 to 3200), `invconv1x1` 3.7 to 9.8 (4 to 8 channels; 1.0 for 160),
+# `auto` asks from left to right. Measured beside the reference, interleaved, on one core with AVX2 (on one with AVX-512
+# only earlier kernels of `wn`, `gate` and `actnorm` were: 1.1 to 1.7 times as fast), in float32: `wn` is 1.4 to 2.1
+# times as fast (C 64 to 256, T 1000 to 12800), `gate` 2.4 to 3.4, `actnorm` 2.3 to 3.2, `flow_step` 1.7 to 3.8
+# (WaveGlow-256, T 640 to 3200), `invconv1x1` 3.7 to 9.8 (4 to 8 channels; 1.0 for 160),
 # `affine_coupling` 1.2 to 2.4, but 0.8 for the additive form on 86 steps, 2 µs of 10; in bfloat16 all of these gain at
 # least as much. The gated stack in bfloat16 is 33 times as fast with AVX2 (WaveGlow-256); with AVX-512, where PyTorch's
 # own products may have bfloat16 instructions, it has not been measured. Backwards, in float32: the stack's 1.2, `gate`
@@ -168,8 +169,9 @@ def _unavailable(backend: str) -> str | None:
         return reason
     if backend == "cuda" and _emulated:
         return None
-    reason = _native.status()[backend] or _refused.get(backend)
+    reason = _native.status()[backend]
     if reason is None and backend == "cpu":
+        reason = _refusal("cpu", "cpu")
         _load_cpu()
     if reason is None and backend == "cuda":
         if not torch.cuda.is_available():
@@ -209,6 +211,8 @@ def _unsupported(backend: str, op: str, x: Tensor) -> str | None:
     if backend == "cuda":
         if x.device.type != "cuda" and not _emulated:
             return f"the tensors are on {x.device}"
+        if (refusal := _refusal("cuda", str(x.device))) is not None:
+            return refusal
         if x.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
             return f"its kernels take float64, float32, float16 and bfloat16; got {x.dtype}"
     return None
@@ -311,12 +315,20 @@ def _register_native() -> None:
             library.define(op + schema)
     for op in SCHEMAS | BACKWARD_SCHEMAS:
         _implement_native("cpu", op, "CPU")
+
+
+@functools.cache
+def _refusal(backend: str, device: str) -> str | None:
+    """Return why a library that is loaded does not run on a device, or None: it says so on its first call.
+
+    Such as that FASTFLOW_CPU_ISA asks for what the processor lacks, or that it has no code for the GPU.
+    """
+    probe = torch.zeros(1, 2, 1, dtype=torch.float32, device=device)  # whatever the program's defaults are
     try:
-        if "gate" in _implementations["cpu"]:  # where a library has something to refuse, it says so on its first call
-            probe = torch.zeros(1, 2, 1, dtype=torch.float32, device="cpu")  # whatever the program's defaults are
-            _implementations["cpu"]["gate"](probe)
+        _implementations[backend]["gate"](probe)
     except (RuntimeError, ValueError) as error:  # which of them depends on PyTorch's version
-        _refused["cpu"] = str(error).splitlines()[0]
+        return str(error).splitlines()[0]
+    return None
 
 
 def _implement_native(backend: str, op: str, key: str) -> None:
@@ -333,6 +345,5 @@ def emulate() -> None:
 
 
 _emulated = False
-_refused: dict[str, str] = {}  # why a library that is loaded does not run, such as FASTFLOW_CPU_ISA
 _libraries: list[torch.library.Library] = []  # a Library takes its definitions back when it is collected
 _register_native()

@@ -110,3 +110,22 @@ def test_bad_arguments_are_named(model: WaveGlow, captures: list[torch.device]) 
         infer(mel, z=torch.zeros(2, 8, 9))
     with pytest.raises(ValueError, match="`generator` must be None where `z` is given"):
         infer(mel, z=torch.zeros(2, 8, 10), generator=torch.Generator())
+
+
+def test_after_a_capture_that_failed_the_next_call_captures_again(
+    model: WaveGlow, captures: list[torch.device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    infer, mel, z = GraphedInfer(model, 1, 5), torch.randn(1, 4, 5), torch.randn(1, 8, 10)
+    record = graphed.record
+    with torch.no_grad():
+        model.WN[0].end.weight.mul_(1.5)
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(graphed, "record", fails)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="out of memory"):
+            infer(mel, z=z)
+    monkeypatch.setattr(graphed, "record", record)
+    assert torch.equal(infer(mel, z=z), model.infer(mel, z=z))

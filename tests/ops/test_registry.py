@@ -101,6 +101,20 @@ def test_missing_library_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {s.backend: s.reason for s in registry.status()}["cpu"] == "no compiler"
 
 
+def test_a_library_without_code_for_the_device_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gate(x: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("cudaLaunchKernelExC: no kernel image is available for execution on the device\ntrace")
+
+    monkeypatch.setitem(registry._implementations["cuda"], "gate", gate)
+    monkeypatch.setattr(registry, "_emulated", True)
+    registry._refusal.cache_clear()
+    try:
+        reason = registry._unsupported("cuda", "gate", torch.zeros(1, 2, 1))
+        assert reason == "cudaLaunchKernelExC: no kernel image is available for execution on the device"
+    finally:
+        registry._refusal.cache_clear()
+
+
 def test_backend_refuses_a_dtype_it_has_no_kernel_for() -> None:
     if not registry.status()[1].can_run:
         pytest.skip(registry.status()[1].reason)

@@ -7,7 +7,7 @@ namespace fastflow::FASTFLOW_ISA {
 // Time steps per task: for few channels enough to be worth a task, for many those of one register tile.
 template <class T>
 int64_t invconv1x1_tile(const InvConv1x1Params<T>& p) {
-  return kColumns<accumulator_t<T>> * max(1, 64 / p.channels);
+  return kColumns<accumulator_t<T>> * max(1, 64 / max(1, p.channels));
 }
 
 template <class T>

@@ -58,7 +58,8 @@ struct Launch {
   Grid grid;
   int threads = 0;
   int shared_bytes = 0;
-  int cluster = 1;  // blocks along x that share a cluster
+  int cluster = 1;           // blocks along x that share a cluster
+  bool cooperative = false;  // blocks wait for each other: start when all of them fit, or fail
 };
 
 // Keeps the attributes that a cudaLaunchConfig_t points to.
@@ -67,28 +68,36 @@ class LaunchConfig {
   LaunchConfig(const void* kernel, const Launch& launch, Stream stream) {
     constexpr int granted = 48 << 10;  // more shared memory than this has to be asked for
     if (launch.shared_bytes > granted) {
+      // All there is, whatever this launch needs: another thread may be launching the same kernel with more.
+      int index = 0;
+      check(cudaGetDevice(&index), "cudaGetDevice");
       check(
-          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared_bytes),
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, device(index).shared_per_block),
           "cudaFuncSetAttribute");
     }
     config_.gridDim = dim3(launch.grid.x, launch.grid.y, launch.grid.z);
     config_.blockDim = dim3(launch.threads);
     config_.dynamicSmemBytes = launch.shared_bytes;
     config_.stream = stream;
+    config_.attrs = attributes_;
     if (launch.cluster > 1) {
-      attribute_.id = cudaLaunchAttributeClusterDimension;
-      attribute_.val.clusterDim.x = launch.cluster;
-      attribute_.val.clusterDim.y = 1;
-      attribute_.val.clusterDim.z = 1;
-      config_.attrs = &attribute_;
-      config_.numAttrs = 1;
+      cudaLaunchAttribute& attribute = attributes_[config_.numAttrs++];
+      attribute.id = cudaLaunchAttributeClusterDimension;
+      attribute.val.clusterDim.x = launch.cluster;
+      attribute.val.clusterDim.y = 1;
+      attribute.val.clusterDim.z = 1;
+    }
+    if (launch.cooperative) {
+      cudaLaunchAttribute& attribute = attributes_[config_.numAttrs++];
+      attribute.id = cudaLaunchAttributeCooperative;
+      attribute.val.cooperative = 1;
     }
   }
   LaunchConfig(const LaunchConfig&) = delete;
   const cudaLaunchConfig_t* get() const { return &config_; }
 
  private:
-  cudaLaunchAttribute attribute_{};
+  cudaLaunchAttribute attributes_[2]{};
   cudaLaunchConfig_t config_{};
 };
 

@@ -13,8 +13,8 @@ struct WnGate {
 
   acc_t tanh, sigmoid;
 
-  // In 16-bit types the hardware's approximation (error 2^-11) is finer than the result's own rounding; the sigmoid
-  // is 0.5 * tanh(0.5 * v) + 0.5.
+  // In 16-bit types the hardware's approximation: its error of 2^-11 is that of rounding to float16, and an eighth of
+  // bfloat16's. The sigmoid is 0.5 * tanh(0.5 * v) + 0.5.
   __device__ __forceinline__ WnGate(acc_t u, acc_t v) {
     if constexpr (sizeof(T) == 2) {
       tanh = arch::tanh_approx(u);

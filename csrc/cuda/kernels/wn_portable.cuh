@@ -333,6 +333,7 @@ void launch_wn_portable(const WnParams<T>& p, const arch::Device& device, arch::
     const int resident = arch::resident_clusters(wn_portable_kernel<T, block_t.value>, config);
     config.grid.x = static_cast<unsigned>(schedule.items < resident ? schedule.items : resident);
     if (p.layers > 1) arch::zero_async(p.done, sizeof(uint32_t) * int64_t(p.layers) * schedule.per_layer, stream);
+    config.cooperative = p.layers > 1;
     arch::launch(wn_portable_kernel<T, block_t.value>, p, config, stream);
   });
 }

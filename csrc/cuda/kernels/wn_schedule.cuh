@@ -3,8 +3,8 @@
 // The work is cut into items: one layer's outputs for one tile of time steps of one batch entry, numbered layer by
 // layer. Unit i of n (a block, or a cluster of blocks) takes the items i, i + n, i + 2n, ... in this order. Tiles are
 // handed from layer to layer through memory (that is, the L2 cache) with one counter per tile; nothing returns to the
-// host. An item waits for smaller items only, and all units are on the GPU at once or will be, in the order of their
-// numbers: the smallest unfinished item can always run, so there is no deadlock.
+// host. An item waits for smaller items only, and all units are on the GPU at once, which a cooperative launch ensures
+// whatever else runs there: the smallest unfinished item can always run, so there is no deadlock.
 #pragma once
 
 #include <arch/barrier.cuh>

@@ -286,6 +286,7 @@ void launch_wn_sm80(const WnParams<T>& p, const arch::Device& device, arch::Stre
       const int resident = arch::resident_clusters(kernel, how);
       how.grid.x = static_cast<unsigned>(schedule.items < resident ? schedule.items : resident);
       if (p.layers > 1) arch::zero_async(p.done, sizeof(uint32_t) * int64_t(p.layers) * schedule.per_layer, stream);
+      how.cooperative = p.layers > 1;
       arch::launch(kernel, p, how, stream);
     });
   });

@@ -99,6 +99,7 @@ void launch_wn_sm90_tile(const WnParams<T>& p, const arch::Device& device, arch:
   if (p.layers > 1) {
     arch::zero_async(p.done, size_t(p.layers) * schedule.per_layer * sizeof(uint32_t), stream);
   }
+  config.cooperative = p.layers > 1;
   arch::launch(wn_sm90_kernel<Tile>, params, config, stream);
 }
 

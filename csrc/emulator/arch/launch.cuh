@@ -24,6 +24,7 @@ struct Launch {
   int threads = 0;
   int shared_bytes = 0;
   int cluster = 1;
+  bool cooperative = false;  // every launch here has the device to itself
 };
 
 inline emulator::Shape shape_of(const Launch& how) {
