@@ -9,11 +9,14 @@ import pytest
 
 from fastflow.ops import registry
 from tests.emulator import library
+from tests.ops.conftest import poisoned_memory
+
+__all__ = ["emulator", "fresh", "poisoned_memory"]
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def emulator() -> Iterator[ModuleType]:
-    """The emulator's Python module. Backend "cuda" runs on it, on CPU tensors, until this folder's tests have run."""
+    """The emulator's Python module. Backend "cuda" runs on it, on CPU tensors, until the module's tests have run."""
     module = library.load()
     registry.emulate()
     yield module
