@@ -75,21 +75,6 @@ std::vector<Tensor> launch_backward(
   return {grad_x, grad_shift, grad_log_scale};
 }
 
-CouplingForm check_coupling(
-    const Tensor& x, const Tensor& shift, const OptionalTensor& log_scale, const OptionalTensor& mask,
-    const std::string& form) {
-  const CouplingForm parsed = parse_coupling_form(form);
-  check_rank(x, "x", "[B, C, T]", 3);
-  check_shape(shift, "shift", "[B, C, T]", {x.size(0), x.size(1), x.size(2)});
-  FASTFLOW_CHECK(
-      log_scale.has_value() == (parsed != CouplingForm::kAdditive),
-      "`log_scale` must be given for the forms exp and sigmoid, and only for these; got form ", form,
-      log_scale ? " with" : " without", " log_scale");
-  if (log_scale) check_shape(*log_scale, "log_scale", "[B, C, T]", {x.size(0), x.size(1), x.size(2)});
-  if (mask) check_shape(*mask, "mask", "[B, 1, T]", {x.size(0), 1, x.size(2)});
-  return parsed;
-}
-
 }  // namespace
 
 std::tuple<Tensor, Tensor> affine_coupling(
