@@ -18,7 +18,7 @@ demo: $(VENV)/.ready
 	$(BIN)/python scripts/demo.py $(if $(IN),--in "$(IN)")
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # The libraries as they were built, in the oldest PyTorch that they are for.
 oldest: $(VENV)/.ready $(OLDEST)/.ready
