@@ -27,7 +27,7 @@ import torch
 from demo import FIGURES, SEED, SIGMA
 
 import fastflow
-from fastflow.audio import AudioError, MelSpectrogram, evaluate, griffin_lim, read_audio
+from fastflow.audio import AudioError, MelSpectrogram, evaluate, front_end, griffin_lim, read_audio
 from fastflow.checkpoints import CheckpointError, save
 from fastflow.models import WaveGlow
 from fastflow.train import DataError, SegmentDataset, find_audio
@@ -84,10 +84,9 @@ def before_training(facts: dict[str, Any], sources: list[str]) -> WaveGlow:
         sources,
         segment=settings["segment"],
         seed=settings["seed"],
-        sampling_rate=model.sampling_rate,
-        hop_length=model.hop_length,
+        mel=front_end(model),
     )
-    found = {"files": len(dataset.files), "minutes": round(dataset.seconds / 60, 2)}
+    found = {"files": len(dataset.clips), "minutes": round(dataset.seconds / 60, 2)}
     if any(data[key] != value for key, value in found.items()):
         raise DataError(
             f"--train-data gives {found['files']} files of {found['minutes']} minutes; "
@@ -197,7 +196,8 @@ def card(
     described = next(
         text for method, text in last_column.items() if all(method in means for means, _ in results.values())
     )
-    products = ", bfloat16 products" if settings["bf16"] else ""
+    precision = settings["precision"]
+    products = "" if precision == "float32" else f", {precision} products"
     lines = [
         f"# {path.stem}",
         "",

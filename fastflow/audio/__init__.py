@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastflow.audio.denoiser import Denoiser
 from fastflow.audio.errors import AudioError
-from fastflow.audio.io import read_audio, write_audio
+from fastflow.audio.io import audio_length, read_audio, write_audio
 from fastflow.audio.mel import FloWaveNetMel, MelSpectrogram, front_end
 from fastflow.audio.metrics import evaluate, griffin_lim
 from fastflow.audio.plot import plot_comparison, plot_mel_comparison
@@ -14,6 +14,7 @@ __all__ = [
     "Denoiser",
     "FloWaveNetMel",
     "MelSpectrogram",
+    "audio_length",
     "evaluate",
     "front_end",
     "griffin_lim",

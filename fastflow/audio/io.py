@@ -55,8 +55,7 @@ def read_audio(path: str | os.PathLike[str], sampling_rate: int = 22050) -> Tens
             samples = _decode(file)
     except soundfile.SoundFileError as error:
         raise AudioError(f"cannot read {path}: it cannot be decoded as audio ({_reason(error)})") from error
-    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
-        raise AudioError(f"cannot read {path}: its sampling rate, {rate} Hz, is none of audio")
+    _check_file_rate(path, rate)
     if len(samples) < promised:
         raise AudioError(f"cannot read {path}: it is truncated, {len(samples)} of {promised} samples can be decoded")
     if len(samples) == 0:
@@ -69,6 +68,28 @@ def read_audio(path: str | os.PathLike[str], sampling_rate: int = 22050) -> Tens
         if len(mono) == 0:
             raise AudioError(f"cannot read {path}: {len(samples)} samples at {rate} Hz give none at {sampling_rate} Hz")
     return torch.from_numpy(mono.copy())
+
+
+def audio_length(path: str | os.PathLike[str], sampling_rate: int = 22050) -> int:
+    """How many samples `read_audio` gives at least, by the file's header alone.
+
+    Raises AudioError naming the path and the reason: missing, a directory, empty, not audio, no samples.
+    """
+    import soundfile
+
+    check_rate(sampling_rate)
+    path = Path(path)
+    _check_file(path)
+    try:
+        header = soundfile.info(os.fspath(path))
+    except soundfile.SoundFileError as error:
+        raise AudioError(f"cannot read {path}: it cannot be decoded as audio ({_reason(error)})") from error
+    rate = int(header.samplerate)
+    _check_file_rate(path, rate)
+    length = int(header.frames) * sampling_rate // rate
+    if length == 0:
+        raise AudioError(f"cannot read {path}: it holds no samples")
+    return length
 
 
 def write_audio(
@@ -110,18 +131,30 @@ def write_audio(
     return clipped
 
 
-def _read_bytes(path: Path) -> bytes:
+def _check_file(path: Path) -> None:
+    """Raises AudioError for what has no bytes to read."""
     if path.is_dir():
         raise AudioError(f"cannot read {path}: it is a directory")
     try:
-        data = path.read_bytes()
+        if os.stat(path).st_size == 0:
+            raise AudioError(f"cannot read {path}: the file is empty")
     except FileNotFoundError:
         raise AudioError(f"cannot read {path}: no such file") from None
     except OSError as error:
         raise AudioError(f"cannot read {path}: {error.strerror or error}") from error
-    if not data:
-        raise AudioError(f"cannot read {path}: the file is empty")
-    return data
+
+
+def _check_file_rate(path: Path, rate: int) -> None:
+    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        raise AudioError(f"cannot read {path}: its sampling rate, {rate} Hz, is none of audio")
+
+
+def _read_bytes(path: Path) -> bytes:
+    _check_file(path)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise AudioError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _decode(file: soundfile.SoundFile) -> np.ndarray:

@@ -81,9 +81,17 @@ class MelSpectrogram(nn.Module):
             raise AudioError(f"`audio` must have at least {least} samples (n_fft / 2 + 1); got {audio.shape[-1]}")
         if audio.device != self.basis.device:
             raise AudioError(f"`audio` must be on the module's device {self.basis.device}; got {audio.device}")
-        signal = self._levelled(audio.double().reshape(-1, audio.shape[-1]))
+        signal = self.levelled(audio.double().reshape(-1, audio.shape[-1]))
+        return self.frames(signal).to(audio.dtype)
+
+    def levelled(self, signal: Tensor) -> Tensor:
+        """The audio [B, T] at the level that the mel is taken of; each row is a whole file's."""
+        return signal
+
+    def frames(self, signal: Tensor) -> Tensor:
+        """The log-mel [B, n_mels, F] of audio [B, T] that is at its level: `forward` without checks, in float64."""
         spectrum = torch.stft(
-            signal,
+            signal.double(),
             self.n_fft,
             self.hop_length,
             self.win_length,
@@ -92,14 +100,11 @@ class MelSpectrogram(nn.Module):
             pad_mode="reflect",
             return_complex=True,
         )
-        return self._mel(spectrum.abs()).to(audio.dtype)
+        return self._mel(spectrum.abs())
 
     def lead(self, samples: int) -> int:
         """How many samples of what a model makes of the mel come before the first of the audio, `samples` long."""
         return 0
-
-    def _levelled(self, signal: Tensor) -> Tensor:
-        return signal
 
     def _mel(self, magnitude: Tensor) -> Tensor:
         return (self.basis @ magnitude).clamp(min=_FLOOR).log()
@@ -142,7 +147,7 @@ class FloWaveNetMel(MelSpectrogram):
         frames = samples // self.hop_length + 1
         return (frames * self.hop_length - samples) // 2
 
-    def _levelled(self, signal: Tensor) -> Tensor:
+    def levelled(self, signal: Tensor) -> Tensor:
         peak = signal.abs().amax(1, keepdim=True)
         return signal * (_PEAK / peak.where(peak > 0, 1))  # silence stays silence
 

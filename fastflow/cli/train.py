@@ -1,9 +1,8 @@
-"""``fastflow train``: a small WaveGlow from a folder of audio."""
+"""``fastflow train``: a vocoder from a folder of audio."""
 
 from __future__ import annotations
 
 import inspect
-import json
 import math
 import sys
 from pathlib import Path
@@ -13,142 +12,243 @@ import click
 
 from fastflow.cli import options
 
-# The bundled model's architecture; --config and the options below replace parts of it.
-ARCHITECTURE: dict[str, Any] = {
-    "n_mel_channels": 80,
-    "n_flows": 8,
-    "n_group": 128,
-    "n_early_every": 4,
-    "n_early_size": 0,
-    "WN_config": {"n_layers": 4, "n_channels": 128, "kernel_size": 3},
-    "conditioning": "group",
+# The published sizes, but for WaveGlow the bundled model's; a configuration's `model` and the options below replace
+# parts of them.
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "WaveGlow": {
+        "n_mel_channels": 80,
+        "n_flows": 8,
+        "n_group": 128,
+        "n_early_every": 4,
+        "n_early_size": 0,
+        "WN_config": {"n_layers": 4, "n_channels": 128, "kernel_size": 3},
+        "conditioning": "group",
+    },
+    "SqueezeWave": {
+        "n_mel_channels": 80,
+        "n_flows": 12,
+        "n_audio_channel": 128,
+        "n_early_every": 2,
+        "n_early_size": 16,
+        "WN_config": {"n_layers": 8, "n_channels": 256, "kernel_size": 3},
+    },
+    "FloWaveNet": {"in_channel": 1, "cin_channel": 80, "n_block": 8, "n_flow": 6, "n_layer": 2, "block_per_split": 4},
 }
 
 
+def _read_config(context: click.Context, _option: click.Parameter, text: str | None) -> dict[str, Any]:
+    """Make the options of a configuration the defaults of this run, and return the rest: `model`, `data`, `output`."""
+    if text is None:
+        return {}
+    values = _parse(text)
+    own: dict[str, Any] = {name: values.pop(name) for name in ("model", "data", "output") if name in values}
+    known = {p.name for p in context.command.params if isinstance(p, click.Option)} - {"config", "output", "help"}
+    unknown = sorted(str(name) for name in values.keys() - known)
+    keys = ", ".join(sorted({"model", "data", *known}))
+    options.require(not unknown, f"--config: unknown {', '.join(unknown)}; the keys are {keys}")
+    context.default_map = values
+    return own
+
+
 @click.command()
-@click.argument("data", metavar="DATA...", nargs=-1, required=True, type=options.TEXT)
-@click.option("-o", "--output", metavar="OUT.safetensors", required=True, type=click.Path(path_type=Path))
+@click.argument("data", metavar="[DATA...]", nargs=-1, type=options.TEXT)
+@click.option("-o", "--output", metavar="OUT.safetensors", type=click.Path(path_type=Path))
+@click.option(
+    "--config",
+    type=options.TEXT,
+    metavar="YAML",
+    is_eager=True,
+    callback=_read_config,
+    help="A file, or its text: `model` with a name and its arguments, `data`, `output`, and any option below.",
+)
 @click.option("--steps", type=click.IntRange(min=1), help="Stop after this many steps.")
 @click.option("--minutes", type=float, help="Stop after this much training time.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Segments per step.")
 @click.option("--segment", type=click.IntRange(min=1), default=8192, show_default=True, help="Samples per segment.")
 @click.option("--lr", type=float, default=1e-3, show_default=True, help="Peak learning rate of Adam.")
+@click.option("--clip", type=float, default=10.0, show_default=True, help="Largest gradient norm.")
+@click.option("--ema", type=float, default=0.999, show_default=True, help="Decay of the averaged weights.")
 @click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of weights and segments."
-)
-@click.option(
-    "--config", type=options.TEXT, metavar="JSON", help="Arguments of WaveGlow as JSON, or a file that holds them."
 )
 @click.option("--n-flows", type=click.IntRange(min=1), help="Number of flows.")
 @click.option("--n-group", type=click.IntRange(min=2), help="Samples that one flow position holds.")
 @click.option("--layers", type=click.IntRange(min=1), help="Layers of each WN.")
 @click.option("--channels", type=click.IntRange(min=1), help="Channels of each WN.")
-@click.option("--bf16/--no-bf16", default=False, show_default=True, help="Matrix products in bfloat16.")
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Of matrix products.",
+)
+@click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes for the data.")
+@click.option("--validation", type=options.TEXT, help="Data whose loss is logged at every save.")
+@click.option("--tensorboard", type=click.Path(path_type=Path), metavar="DIR", help="Write TensorBoard's files there.")
+@click.option("--save-every", type=float, default=5.0, show_default=True, metavar="MINUTES", help="Between two saves.")
+@click.option("--keep", type=click.IntRange(min=0), default=0, show_default=True, help="Earlier saves to keep.")
 @options.device
 @click.option("--resume", is_flag=True, help="Go on from OUT's .state.pt.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 def train(
     data: tuple[str, ...],
-    output: Path,
+    output: Path | None,
+    config: dict[str, Any],
     steps: int | None,
     minutes: float | None,
     batch_size: int,
     segment: int,
     lr: float,
+    clip: float,
+    ema: float,
     seed: int,
-    config: str | None,
     n_flows: int | None,
     n_group: int | None,
     layers: int | None,
     channels: int | None,
-    bf16: bool,
+    precision: str,
+    workers: int,
+    validation: str | None,
+    tensorboard: Path | None,
+    save_every: float,
+    keep: int,
     device: str,
     resume: bool,
     overwrite: bool,
 ) -> None:
-    """Train a WaveGlow on audio: files, directories (searched recursively for wav and flac) or quoted globs.
+    """Train a WaveGlow, SqueezeWave or FloWaveNet on audio.
+
+    DATA are files, directories (searched recursively for wav and flac), quoted globs, lists of files (.txt, .csv) or
+    lhotse manifests (.jsonl, .jsonl.gz).
 
     Writes OUT.safetensors (averaged weights and configuration), OUT.json (settings, time, loss) and
     OUT.state.pt (for --resume), each replaced every five minutes. Ctrl-C saves and stops.
+
+    `torchrun --nproc-per-node N -m fastflow train ...` trains in N processes, on as many GPUs with --device cuda.
     """
+    data, output = data or _listed(config.get("data", ())), output or _path(config.get("output"))
+    options.require(bool(data), "give DATA, as arguments or in --config")
+    if output is None:
+        raise options.UsageError("give -o OUT.safetensors, or `output` in --config")
     options.require((steps is None) != (minutes is None), "give --steps or --minutes, one of them")
     options.require(minutes is None or 0 < minutes < math.inf, f"`--minutes` must be > 0; got {minutes}")
-    options.require(0 < lr < math.inf, f"`--lr` must be > 0; got {lr:g}")
+    for name, value in (("lr", lr), ("clip", clip), ("save-every", save_every)):
+        options.require(0 < value < math.inf, f"`--{name}` must be > 0; got {value:g}")
+    options.require(0 <= ema < 1, f"`--ema` must be at least 0 and less than 1; got {ema:g}")
     remedy = "--resume goes on from it, --overwrite replaces it"
     options.check_output_file("OUT", output, ".safetensors", resume or overwrite, remedy)
     options.check_device(device)
-    architecture = _architecture(config, n_flows, n_group, layers, channels)
+    name, architecture = _architecture(config.get("model", {}), n_flows, n_group, layers, channels)
 
     import torch
 
-    from fastflow.models import WaveGlow
+    import fastflow.models
+    from fastflow.audio import front_end
     from fastflow.train import DataError, SegmentDataset, TrainingError
     from fastflow.train import train as run
+    from fastflow.train.world import World, launched
 
-    known = list(inspect.signature(WaveGlow).parameters)
+    made = getattr(fastflow.models, name)
+    known = list(inspect.signature(made).parameters)
     unknown = sorted(architecture.keys() - set(known))
     options.require(not unknown, f"--config: unknown {', '.join(unknown)}; the keys are {', '.join(known)}")
-    bands = ARCHITECTURE["n_mel_channels"]
-    got = architecture["n_mel_channels"]
-    options.require(got == bands, f"`n_mel_channels` must be {bands}: the front end makes {bands} mel bands; got {got}")
     torch.manual_seed(seed)
     try:
-        model = WaveGlow(**architecture)
+        model = made(**architecture)
     except (TypeError, ValueError, RuntimeError) as error:
         raise options.UsageError(options.describe("cannot build this model", error)) from error
+    bands = model.n_mel_channels
+    options.require(bands == 80, f"the model must take 80 mel bands: the front end makes 80 mel bands; got {bands}")
+    mel = front_end(model)
     try:
-        dataset = SegmentDataset(
-            data, segment=segment, seed=seed, sampling_rate=model.sampling_rate, hop_length=model.hop_length
-        )
+        dataset = SegmentDataset(data, segment=segment, seed=seed, mel=mel)
+        held_out = SegmentDataset([validation], segment=segment, seed=seed, mel=mel) if validation else None
     except DataError as error:
         raise options.UsageError(str(error)) from error
-    for _, reason in dataset.skipped:
-        options.warn(f"skipped: {reason}")
-    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    minutes_of_audio = f"{dataset.seconds / 60:.1f} minutes in {len(dataset.files)} files"
-    click.echo(f"{millions:.2f} million parameters, {minutes_of_audio}", err=True)
-    try:
-        facts = run(
-            model.to(device),
-            dataset,
-            output,
-            steps=steps,
-            minutes=minutes,
-            batch_size=batch_size,
-            lr=lr,
-            bf16=bf16,
-            resume=resume,
-            overwrite=overwrite,
-        )
-    except TrainingError as error:
-        raise options.Failure(str(error)) from error
-    except KeyboardInterrupt:
-        options.warn(f"stopped; --resume goes on from {output}")
-        sys.exit(130)
-    progress = facts["progress"]
-    name = options.printable(str(output))
-    click.echo(f"{name}: {progress['step']} steps, {progress['seconds']:.0f} s, loss {progress['loss']:.4f}")
+    with launched(device) as own:
+        writes = World.current().writes
+        if writes:
+            for _, reason in dataset.skipped:
+                options.warn(f"skipped: {reason}")
+            millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+            minutes_of_audio = f"{dataset.seconds / 60:.1f} minutes in {len(dataset.clips)} files"
+            click.echo(f"{millions:.2f} million parameters, {minutes_of_audio}", err=True)
+        try:
+            facts = run(
+                model.to(own),
+                dataset,
+                output,
+                steps=steps,
+                minutes=minutes,
+                batch_size=batch_size,
+                lr=lr,
+                clip=clip,
+                ema=ema,
+                precision=precision,
+                workers=workers,
+                validation=held_out,
+                tensorboard=tensorboard,
+                save_every=save_every,
+                keep=keep,
+                resume=resume,
+                overwrite=overwrite,
+            )
+        except (TrainingError, DataError) as error:
+            raise options.Failure(str(error)) from error
+        except KeyboardInterrupt:
+            if writes:
+                options.warn(f"stopped; --resume goes on from {output}")
+            sys.exit(130)
+        if writes:
+            progress = facts["progress"]
+            shown = options.printable(str(output))
+            click.echo(f"{shown}: {progress['step']} steps, {progress['seconds']:.0f} s, loss {progress['loss']:.4f}")
+
+
+def _listed(data: Any) -> tuple[str, ...]:
+    names = [data] if isinstance(data, str) else data
+    fits = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+    options.require(fits, f"--config: `data` must be a name or a list of names; got {data!r}")
+    return tuple(names)
+
+
+def _path(output: Any) -> Path | None:
+    options.require(output is None or isinstance(output, str), f"--config: `output` must be a name; got {output!r}")
+    return None if output is None else Path(output)
 
 
 def _architecture(
-    config: str | None, n_flows: int | None, n_group: int | None, layers: int | None, channels: int | None
-) -> dict[str, Any]:
-    """The arguments of WaveGlow: the default architecture, changed by --config, then by single options."""
-    result = {**ARCHITECTURE, "WN_config": dict(ARCHITECTURE["WN_config"])}
-    if config is not None:
-        result |= _read_json(config)
+    model: Any, n_flows: int | None, n_group: int | None, layers: int | None, channels: int | None
+) -> tuple[str, dict[str, Any]]:
+    """A model's name and arguments: its default architecture, changed by --config, then by single options."""
+    options.require(isinstance(model, dict), f"--config: `model` must be an object; got {model!r}")
+    given = dict(model)
+    name = given.pop("name", "WaveGlow")
+    options.require(
+        isinstance(name, str) and name in ARCHITECTURES,
+        f"--config: the model's `name` must be one of {', '.join(ARCHITECTURES)}; got {name!r}",
+    )
+    default = ARCHITECTURES[name]
+    result = {**default, **given}
+    if "WN_config" in default:
         options.require(isinstance(result["WN_config"], dict), "--config: `WN_config` must be an object")
-        result["WN_config"] = {**ARCHITECTURE["WN_config"], **result["WN_config"]}
-    for name, value in (("n_flows", n_flows), ("n_group", n_group)):
+        result["WN_config"] = {**default["WN_config"], **result["WN_config"]}
+    for place, key, option, value in (
+        (result, "n_flows", "n-flows", n_flows),
+        (result, "n_group", "n-group", n_group),
+        (result.get("WN_config", {}), "n_layers", "layers", layers),
+        (result.get("WN_config", {}), "n_channels", "channels", channels),
+    ):
         if value is not None:
-            result[name] = value
-    for name, value in (("n_layers", layers), ("n_channels", channels)):
-        if value is not None:
-            result["WN_config"][name] = value
-    return result
+            options.require(key in place, f"`--{option}` is no argument of {name}")
+            place[key] = value
+    return name, result
 
 
-def _read_json(config: str) -> dict[str, Any]:
+def _parse(config: str) -> dict[str, Any]:
+    """A configuration, from its text or from the file that `config` names."""
+    import yaml
+
     text = config
     if not config.lstrip().startswith("{"):
         try:
@@ -156,8 +256,8 @@ def _read_json(config: str) -> dict[str, Any]:
         except (OSError, UnicodeDecodeError) as error:
             raise options.UsageError(f"--config {options.describe(config, error)}") from error
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise options.UsageError(f"--config is not valid JSON: {error}") from error
-    options.require(isinstance(value, dict), f"--config must be a JSON object; got {type(value).__name__}")
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise options.UsageError(f"--config is not valid YAML: {error}") from error
+    options.require(isinstance(value, dict), f"--config must be a YAML mapping; got {type(value).__name__}")
     return dict(value)

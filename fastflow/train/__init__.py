@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from .data import DataError, SegmentDataset, find_audio
-from .loop import TrainingError, train
+from .data import SegmentDataset
+from .loop import train
+from .settings import TrainingError
+from .sources import DataError, find_audio, find_clips
 
-__all__ = ["DataError", "SegmentDataset", "TrainingError", "find_audio", "train"]
+__all__ = ["DataError", "SegmentDataset", "TrainingError", "find_audio", "find_clips", "train"]

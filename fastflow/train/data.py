@@ -1,66 +1,43 @@
-"""Audio files to random training segments with their mel frames, all of it in memory."""
+"""Audio files to random training segments with their mel frames, read when they are drawn."""
 
 from __future__ import annotations
 
-import glob
 import os
-from collections.abc import Iterable
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from fastflow.audio import AudioError, MelSpectrogram, read_audio
+from fastflow.audio import AudioError, MelSpectrogram, audio_length, read_audio
 
-AUDIO_SUFFIXES = frozenset({".wav", ".flac"})
+from .sources import Clip, DataError, find_clips
 
-
-class DataError(ValueError):
-    """Nothing to learn from, or settings that do not fit the audio."""
-
-
-def find_audio(sources: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """The audio files that `sources` names, sorted within each source.
-
-    A source is a file, a directory (searched recursively for .wav and .flac) or a glob pattern. A source named twice
-    gives its files twice, so that they are drawn twice as often. Raises DataError for a source that gives none.
-    """
-    if isinstance(sources, (str, os.PathLike)):
-        raise DataError(f"`sources` must be a list of files, directories or patterns; got {os.fspath(sources)!r}")
-    found: list[Path] = []
-    for source in sources:
-        path = Path(source)
-        if os.path.isfile(path):  # unlike Path.is_file, False for a name that is too long
-            matches = [path]
-        elif os.path.isdir(path):
-            matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and os.path.isfile(p))
-        else:
-            names = glob.glob(os.fspath(source), recursive=True)
-            matches = sorted(Path(name) for name in names if os.path.isfile(name))
-        if not matches:
-            reason = "no .wav or .flac file in it" if os.path.isdir(path) else "no such file, directory or match"
-            raise DataError(f"{source}: {reason}")
-        found += matches
-    if not found:
-        raise DataError("`sources` must name at least one file, directory or pattern; got none")
-    return found
+KEPT_BYTES = 1 << 30
+"""Decoded audio that a process keeps: all of a corpus of 3 hours; of larger ones, what was drawn last."""
+SURVEYED_SECONDS = 1800.0
+"""Audio that statistics are taken of, evenly spread over the clips."""
 
 
 class SegmentDataset:
     """Random segments of audio with the mel frames that condition them.
 
-    Files are read, and their mels computed, once, at construction. Frames are cut out of the whole file's mel, at the
-    segment's own 256-sample grid: what the published Mel2Samp computes from the segment alone, but for the two frames
-    at either edge, which here see the real neighbouring samples, as they do at inference, where Mel2Samp reflects.
+    Only the files' headers are read at construction. A file is decoded when a segment of it is drawn, the mel frames
+    are computed from its samples around the segment: what the whole file's mel has there. The published Mel2Samp
+    computes them from the segment alone, where two frames at either edge see reflected samples, which they never do at
+    inference.
 
     Which segments batch number n holds depends on `seed` and n alone, so training resumes anywhere without a saved
-    random state. Every start position in every file is equally likely.
+    random state, and any process can make any batch. Every start position in every clip is equally likely.
 
-    sources: files, directories, glob patterns (see find_audio).
-    segment: samples per segment, a multiple of hop_length.
+    sources: files, directories, glob patterns, lists, manifests (see find_clips).
+    segment: samples per segment, a multiple of the hop.
     dither: standard deviation of the noise added to the audio of a batch, -74 dB of full scale by default. A flow's
         likelihood has no bound on digital silence: its scale grows until the first faint sample breaks the training.
-    Attributes: `files` used (as often as named), `skipped` [(file, reason)], `seconds` of audio, `std` of its samples.
+    mel: the front end, whose rate and hop hold for the audio; None for WaveGlow's.
+    Attributes: `clips` used (as often as named), `skipped` [(file, reason)], `seconds` of audio.
 
     Raises DataError if `segment` does not fit the hop, or no file can be used (with every file's reason).
     """
@@ -72,11 +49,12 @@ class SegmentDataset:
         segment: int = 8192,
         seed: int = 0,
         dither: float = 2e-4,
-        sampling_rate: int = 22050,
-        hop_length: int = 256,
+        mel: MelSpectrogram | None = None,
     ) -> None:
-        if segment < hop_length or segment % hop_length != 0:
-            raise DataError(f"`segment` must be a positive multiple of the hop, {hop_length}; got {segment}")
+        self.mel = MelSpectrogram() if mel is None else mel
+        self.sampling_rate, self.hop_length = self.mel.sampling_rate, self.mel.hop_length
+        if segment < self.hop_length or segment % self.hop_length != 0:
+            raise DataError(f"`segment` must be a positive multiple of the hop, {self.hop_length}; got {segment}")
         if not 0 <= dither < 1:
             raise DataError(f"`dither` must be at least 0 and less than 1; got {dither}")
         if seed < 0:
@@ -84,76 +62,122 @@ class SegmentDataset:
         self.segment = segment
         self.seed = seed
         self.dither = dither
-        self.sampling_rate = sampling_rate
-        self.hop_length = hop_length
-        self.files: list[Path] = []
+        self.clips: list[Clip] = []
         self.skipped: list[tuple[Path, str]] = []
-        mel = MelSpectrogram(sampling_rate=sampling_rate, hop_length=hop_length)
-        self._audio: list[Tensor] = []
-        self._mel: list[Tensor] = []
-        loaded: dict[Path, tuple[Tensor, Tensor]] = {}
-        for path in find_audio(sources):
+        lengths: list[int] = []
+        for clip in find_clips(sources):
             try:
-                if path not in loaded:
-                    audio = read_audio(path, sampling_rate)
-                    if len(audio) < segment:
-                        raise AudioError(f"{path}: {len(audio)} samples, shorter than a segment of {segment}")
-                    loaded[path] = audio, mel(audio)[0]
+                length = self._length(clip)
             except AudioError as error:
-                self.skipped.append((path, str(error)))
+                self.skipped.append((clip.path, str(error)))
                 continue
-            self.files.append(path)
-            self._audio.append(loaded[path][0])
-            self._mel.append(loaded[path][1])
-        if not self.files:
+            self.clips.append(clip)
+            lengths.append(length)
+        if not self.clips:
             reasons = "\n  ".join(reason for _, reason in self.skipped)
             raise DataError(f"none of the {len(self.skipped)} audio files can be used:\n  {reasons}")
-        # A file of n whole hops has n - segment/hop + 1 frame-aligned starts.
-        starts = torch.tensor([(len(a) - segment) // hop_length + 1 for a in self._audio])
-        self._ends = starts.cumsum(0)
+        self.seconds = sum(lengths) / self.sampling_rate
+        # A clip of n whole hops has n - segment/hop + 1 frame-aligned starts.
+        self._ends = ((torch.tensor(lengths) - segment) // self.hop_length + 1).cumsum(0)
+        self._kept: OrderedDict[Clip, Tensor] = OrderedDict()
+        self._kept_bytes = 0
 
-    @property
-    def seconds(self) -> float:
-        """Seconds of audio, files that are named twice counted twice."""
-        return sum(len(audio) for audio in self._audio) / self.sampling_rate
+    def batch(self, number: int, size: int, share: tuple[int, int] = (0, 1)) -> tuple[Tensor, Tensor]:
+        """Batch `number` of `size` segments: (mel [size, 80, segment/hop + 1], audio [size, segment]), float32.
 
-    @property
-    def std(self) -> float:
-        """Root mean square of all samples."""
-        square = sum(float(audio.double().square().sum()) for audio in self._audio)
-        return float((square / sum(len(audio) for audio in self._audio)) ** 0.5)
+        `share` (i, n) gives every n-th segment of it from the i-th on: the part of process i of n.
 
-    @property
+        Raises DataError for a file that has changed or cannot be decoded.
+        """
+        generator = torch.Generator().manual_seed(_mix(self.seed, number))
+        picks = torch.randint(int(self._ends[-1]), (size,), generator=generator)
+        noise = torch.randn(size, self.segment, generator=generator)
+        first, step = share
+        indices = torch.searchsorted(self._ends, picks, right=True).tolist()
+        cut = [
+            self._cut(index, pick - (int(self._ends[index - 1]) if index else 0))
+            for pick, index in zip(picks.tolist()[first::step], indices[first::step], strict=True)
+        ]
+        return torch.stack([mel for mel, _ in cut]), torch.stack([a for _, a in cut]) + self.dither * noise[first::step]
+
+    def first(self, seconds: float) -> Tensor:
+        """The beginning of the first clip, [T]."""
+        return self._audio(self.clips[0])[: round(seconds * self.sampling_rate)]
+
     def mel_statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation (at least 0.1) of each mel band over all frames, [n_mels] each."""
-        frames = torch.cat(self._mel, 1).double()
+        """Mean and standard deviation (at least 0.1) of each mel band over the surveyed frames, [n_mels] each."""
+        frames = torch.cat([self.mel.frames(audio[None])[0] for audio in self._surveyed()], 1)
         return frames.mean(1).float(), frames.std(1).float().clamp(min=0.1)
 
     def deviation(self, basis: Tensor) -> Tensor:
-        """Root mean square over all audio of the projections on each row of `basis`, [rows, samples] -> [rows].
+        """Root mean square over the surveyed audio of the projections on each row of `basis`, [rows, n] -> [rows].
 
-        The audio is cut into stretches of `samples`; a row of nothing but silence counts as 1e-4.
+        The audio is cut into stretches of n samples; a row of nothing but silence counts as 1e-4.
         """
         total, count = torch.zeros(len(basis), dtype=torch.float64), 0
-        for audio in self._audio:
+        for audio in self._surveyed():
             stretches = audio[: len(audio) // basis.shape[1] * basis.shape[1]].reshape(-1, basis.shape[1])
             total += (stretches @ basis.T).double().square().sum(0)
             count += len(stretches)
         return (total / max(count, 1)).sqrt().clamp(min=1e-4).float()
 
-    def batch(self, number: int, size: int) -> tuple[Tensor, Tensor]:
-        """Batch `number` of `size` segments: (mel [size, 80, segment/hop + 1], audio [size, segment]), float32."""
-        generator = torch.Generator().manual_seed(_mix(self.seed, number))
-        picks = torch.randint(int(self._ends[-1]), (size,), generator=generator)
-        frames = self.segment // self.hop_length + 1
-        mels, audios = [], []
-        for pick, index in zip(picks.tolist(), torch.searchsorted(self._ends, picks, right=True).tolist(), strict=True):
-            frame = pick - (int(self._ends[index - 1]) if index else 0)
-            start = frame * self.hop_length
-            mels.append(self._mel[index][:, frame : frame + frames])
-            audios.append(self._audio[index][start : start + self.segment])
-        audio = torch.stack(audios)
-        return torch.stack(mels), audio + self.dither * torch.randn(audio.shape, generator=generator)
+    def _surveyed(self) -> Iterator[Tensor]:
+        """The audio of every clip, or of evenly spaced ones where all would be too much."""
+        stride = max(1, round(self.seconds / SURVEYED_SECONDS))
+        for clip in self.clips[::stride]:
+            yield self._audio(clip)
+
+    def _length(self, clip: Clip) -> int:
+        """The samples that a clip has at least, by its file's header; AudioError where it cannot be used."""
+        whole = audio_length(clip.path, self.sampling_rate)
+        length = self._stretch(clip, whole)[1]
+        if clip.duration is not None and length > whole:
+            raise AudioError(f"{clip.path}: {whole} samples, less than a cut up to {length} needs")
+        length -= self._stretch(clip, whole)[0]
+        least = max(self.segment, self.mel.n_fft // 2 + 1)  # less cannot be padded by reflection
+        if length < least:
+            raise AudioError(f"{clip.path}: {length} samples, shorter than a segment of {least}")
+        return length
+
+    def _stretch(self, clip: Clip, whole: int) -> tuple[int, int]:
+        """Where a clip begins and ends, in samples of its file."""
+        start = round(clip.start * self.sampling_rate)
+        return start, whole if clip.duration is None else start + int(clip.duration * self.sampling_rate)
+
+    def _audio(self, clip: Clip) -> Tensor:
+        """A clip's samples at the level that the front end wants, decoded or kept."""
+        audio = self._kept.pop(clip, None)
+        if audio is None:
+            try:
+                audio = read_audio(clip.path, self.sampling_rate)
+            except AudioError as error:
+                raise DataError(str(error)) from error
+            start, stop = self._stretch(clip, len(audio))
+            # of its own memory: a view would keep the whole file
+            audio = self.mel.levelled(audio[None, start:stop].double())[0].float().clone()
+            self._kept_bytes += audio.nbytes
+        self._kept[clip] = audio
+        while self._kept_bytes > KEPT_BYTES and len(self._kept) > 1:
+            _, oldest = self._kept.popitem(last=False)
+            self._kept_bytes -= oldest.nbytes
+        return audio
+
+    def _cut(self, index: int, frame: int) -> tuple[Tensor, Tensor]:
+        """The segment of a clip that begins at mel frame `frame`: (mel [80, segment/hop + 1], audio [segment])."""
+        clip = self.clips[index]
+        audio = self._audio(clip)
+        hop, frames = self.hop_length, self.segment // self.hop_length + 1
+        start, lead = frame * hop, self.mel.lead(len(audio))
+        # the whole hops that a frame's window reaches beyond its centre; at the clip's own ends it is reflected
+        margin = -(-self.mel.n_fft // 2 // hop)
+        first = max(0, frame - margin)
+        around = audio[first * hop : start + self.segment + margin * hop]
+        mel = self.mel.frames(around[None])[0, :, frame - first : frame - first + frames].float()
+        segment = audio[max(0, start - lead) : start - lead + self.segment]
+        segment = F.pad(segment, (max(0, lead - start), 0))
+        if mel.shape[1] != frames or len(segment) != self.segment:
+            raise DataError(f"{clip.path}: it has become shorter than it was")
+        return mel, segment
 
 
 def _mix(seed: int, number: int) -> int:

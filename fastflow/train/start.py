@@ -24,7 +24,7 @@ def start_from_data(model: WaveGlow, dataset: SegmentDataset) -> None:
       near a linear function of the log-mels. The other 1x1 weights swap the halves, so that the couplings transform
       even and odd bins in turn. All of them are learned from there.
     """
-    mean, std = dataset.mel_statistics
+    mean, std = dataset.mel_statistics()
     upsample = model.upsample
     assert upsample.bias is not None
     kernel = torch.zeros(upsample.weight.shape[2])

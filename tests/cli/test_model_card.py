@@ -54,7 +54,18 @@ def trained(run: Run, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(fastflow.train.loop, "start_from_data", recorded)
     path = tmp_path / "tiny.safetensors"
-    options = ["--steps", "1", "--batch-size", "1", "--segment", "2048", "--seed", "5", "--config", json.dumps(TINY)]
+    options = [
+        "--steps",
+        "1",
+        "--batch-size",
+        "1",
+        "--segment",
+        "2048",
+        "--seed",
+        "5",
+        "--config",
+        json.dumps({"model": TINY}),
+    ]
     run("train", str(clips), "-o", str(path), *options)
     assert first
     return path, first

@@ -50,7 +50,7 @@ def test_the_seed_decides_the_weights(run: Run, data: Path, tmp_path: Path) -> N
 
 
 def test_config_from_json_text_and_file(run: Run, data: Path, tmp_path: Path) -> None:
-    text = json.dumps({"n_flows": 3, "WN_config": {"n_channels": 4}})
+    text = json.dumps({"model": {"n_flows": 3, "WN_config": {"n_channels": 4}}})
     (tmp_path / "config.json").write_text(text)
     for i, config in enumerate((text, tmp_path / "config.json")):
         out = tmp_path / f"{i}.safetensors"
@@ -74,11 +74,14 @@ def test_config_from_json_text_and_file(run: Run, data: Path, tmp_path: Path) ->
         (["--steps", 1, "--seed", 2**63], "Invalid value for '--seed'"),
         (["--steps", 1, "--n-flows", 0], "Invalid value for '--n-flows'"),
         (["--steps", 1, "--n-group", 7], "cannot build this model: `n_group` must be even"),
-        (["--steps", 1, "--config", '{"n_mel_channels": 40}'], "the front end makes 80 mel bands; got 40"),
-        (["--steps", 1, "--config", "{"], "--config is not valid JSON"),
+        (["--steps", 1, "--config", '{"model": {"n_mel_channels": 40}}'], "the front end makes 80 mel bands; got 40"),
+        (["--steps", 1, "--config", "{"], "--config is not valid YAML"),
         (["--steps", 1, "--config", "no-such-file.json"], "no-such-file.json"),
-        (["--steps", 1, "--config", '{"n_flowers": 3}'], "unknown n_flowers; the keys are n_mel_channels, n_flows, "),
-        (["--steps", 1, "--config", '{"WN_config": 3}'], "`WN_config` must be an object"),
+        (
+            ["--steps", 1, "--config", '{"model": {"n_flowers": 3}}'],
+            "unknown n_flowers; the keys are n_mel_channels, n_flows, ",
+        ),
+        (["--steps", 1, "--config", '{"model": {"WN_config": 3}}'], "`WN_config` must be an object"),
         (["--steps", 1, "--segment", 1000], "segment"),
         (["--steps", 1, "--device", "nonsense"], "`--device nonsense` cannot be used"),
     ],

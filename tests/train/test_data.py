@@ -61,7 +61,7 @@ def test_a_file_named_twice_is_drawn_twice_as_often(tmp_path: Path) -> None:
     data = SegmentDataset([tmp_path, tmp_path / "a.wav"], segment=2048, dither=0.0)
     _, audio = data.batch(0, 3000)
     assert abs(float((audio[:, 0] < 0.15).float().mean()) - 2 / 3) < 0.04
-    assert len(data.files) == 3
+    assert len(data.clips) == 3
 
 
 def test_a_batch_depends_on_seed_and_number_alone(speech: Path, dataset: SegmentDataset) -> None:
@@ -84,7 +84,7 @@ def test_bad_files_are_skipped_with_reasons(speech: Path) -> None:
     (speech / "broken.wav").write_bytes(b"RIFF no wav")
     write_audio(speech / "short.wav", torch.zeros(1000), 22050)
     data = SegmentDataset([speech], segment=2048)
-    assert [path.name for path in data.files] == ["low.flac", "high.wav"]
+    assert [clip.path.name for clip in data.clips] == ["low.flac", "high.wav"]
     reasons = {path.name: reason for path, reason in data.skipped}
     assert reasons.keys() == {"broken.wav", "short.wav"}
     assert "short.wav: 1000 samples, shorter than a segment of 2048" in reasons["short.wav"]

@@ -55,7 +55,7 @@ def test_the_start_is_where_the_couplings_find_channels_in_turn(model: WaveGlow)
 
 def test_deviation_is_that_of_the_projections(speech: Path) -> None:
     data = SegmentDataset([speech / "low.flac"], segment=2048)
-    audio = data._audio[0]
+    audio = data.first(1.0)
     stretches = audio[: len(audio) // 4 * 4].reshape(-1, 4)
     torch.testing.assert_close(data.deviation(torch.eye(4)), stretches.square().mean(0).sqrt())
     assert data.deviation(torch.zeros(1, 4)) == 1e-4

@@ -1,0 +1,121 @@
+"""What a run shows: a progress bar in a terminal, a line now and then otherwise; TensorBoard."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastflow.models import Vocoder
+
+from .data import SegmentDataset
+from .settings import Progress, Settings, TrainingError
+
+HEARD_SECONDS = 4.0
+
+
+class Display:
+    """The log of one process; `silent` in all but the first of several.
+
+    Args:
+        settings: of the run.
+        every: seconds between lines.
+        progress: where the run begins.
+        silent: show nothing.
+        tensorboard: folder for TensorBoard's files, or None.
+
+    Raises:
+        TrainingError: `tensorboard` is given and the package is missing.
+    """
+
+    def __init__(
+        self, settings: Settings, every: float, progress: Progress, *, silent: bool, tensorboard: Path | None
+    ) -> None:
+        self.settings = settings
+        self.every = every
+        self.silent = silent
+        self._bar: Any = None
+        self._board: Any = None
+        if tensorboard is not None and not silent:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise TrainingError(f"`tensorboard` needs the package tensorboard: {error}") from error
+            self._board = SummaryWriter(tensorboard, purge_step=progress.step)
+        self._last = progress.seconds
+        self._losses: list[float] = []
+        self._samples = 0
+
+    def __enter__(self) -> Display:
+        if sys.stderr.isatty() and not self.silent:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=1.0, bar_format="{percentage:3.0f}%|{bar}| {elapsed}<{remaining}  {postfix}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for thing in (self._bar, self._board):
+            if thing is not None:
+                thing.close()
+
+    def step(self, loss: float, rate: float, norm: float, samples: int, progress: Progress) -> None:
+        """Show a step, or keep it for the next line."""
+        self._losses.append(loss)
+        self._samples += samples
+        passed = progress.seconds - self._last
+        done = self.settings.done(progress)
+        if self.silent or (done < 1.0 and passed < (self.every if self._bar is None else 1.0)):
+            return
+        mean = sum(self._losses) / len(self._losses)
+        speed = self._samples / max(passed, 1e-9)
+        line = (
+            f"step {progress.step}  loss {mean:.4f}  lr {rate:.2e}  grad {norm:.2f}  {speed:,.0f} samples/s  "
+            f"{progress.seconds / 60:.1f} min"
+        )
+        if self._bar is not None:
+            self._bar.set_postfix_str(line, refresh=False)
+            self._bar.update(min(done, 1.0) - self._bar.n)
+        else:
+            print(f"{100 * min(done, 1.0):5.1f} %  {line}", file=sys.stderr, flush=True)
+        scalars = {"loss": mean, "learning rate": rate, "gradient norm": norm, "samples per second": speed}
+        self._scalars(scalars, progress.step)
+        self._last = progress.seconds
+        self._losses.clear()
+        self._samples = 0
+
+    def validation(self, model: Vocoder, dataset: SegmentDataset, loss: float, progress: Progress) -> None:
+        """Show the validation loss, and what the model makes of the first clip's mel."""
+        if self.silent:
+            return
+        if self._bar is None:
+            print(f"         step {progress.step}  validation loss {loss:.4f}", file=sys.stderr, flush=True)
+        self._scalars({"validation loss": loss}, progress.step)
+        if self._board is not None:
+            self._hear(model, dataset, progress.step)
+
+    def _scalars(self, values: dict[str, float], step: int) -> None:
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    @torch.no_grad()
+    def _hear(self, model: Vocoder, dataset: SegmentDataset, step: int) -> None:
+        source = dataset.first(HEARD_SECONDS)
+        mel = dataset.mel(source)
+        device = next(model.parameters()).device
+        generator = torch.Generator(device).manual_seed(dataset.seed)
+        model.eval()  # the published synthesis, of batch normalisation too
+        audio = model.infer(mel.to(device), model.usual_sigma, generator=generator)[0].cpu().clamp(-1, 1)
+        model.train()
+        for name, signal in (("source", source), ("model", audio)):
+            self._board.add_audio(name, signal[None], step, sample_rate=dataset.sampling_rate)
+            self._board.add_image(f"{name}, mel", _picture(dataset.mel(signal)[0]), step)
+
+
+def _picture(mel: Tensor) -> Tensor:
+    """A mel [M, F] as a grey picture [1, M, F] of 0 to 1, low bands below."""
+    low, high = mel.min(), mel.max()
+    return ((mel - low) / (high - low).clamp(min=1e-6)).flip(0)[None]

@@ -1,0 +1,123 @@
+"""What a training set may be given as: files, folders, patterns, lists and manifests."""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+AUDIO_SUFFIXES = frozenset({".wav", ".flac"})
+LIST_SUFFIXES = frozenset({".txt", ".csv"})
+MANIFEST_SUFFIXES = (".jsonl", ".jsonl.gz")
+
+
+class DataError(ValueError):
+    """Nothing to learn from, or settings that do not fit the audio."""
+
+
+class Clip(NamedTuple):
+    """A stretch of an audio file, in seconds; `duration` None is up to its end."""
+
+    path: Path
+    start: float = 0.0
+    duration: float | None = None
+
+
+def find_clips(sources: Iterable[str | os.PathLike[str]]) -> list[Clip]:
+    """The stretches of audio that `sources` names, in order.
+
+    A source is one of
+      an audio file;
+      a folder, searched recursively for .wav and .flac, sorted;
+      a glob pattern;
+      a list (.txt, .csv) with a file on each line, up to the first "|", relative to the list's folder: NVIDIA's
+        file lists, and LJ Speech's metadata.csv, whose names stand for wavs/NAME.wav;
+      a lhotse manifest (.jsonl, .jsonl.gz) of recordings or cuts with files as their sources.
+    A source named twice gives its clips twice, so that they are drawn twice as often. Raises DataError for a source
+    that gives none, and for a line that names no file.
+    """
+    if isinstance(sources, (str, os.PathLike)):
+        raise DataError(f"`sources` must be a list of files, directories or patterns; got {os.fspath(sources)!r}")
+    found: list[Clip] = []
+    for source in sources:
+        path = Path(source)
+        if os.path.isfile(path):  # unlike Path.is_file, False for a name that is too long
+            if path.name.lower().endswith(MANIFEST_SUFFIXES):
+                clips = list(_of_manifest(path))
+            elif path.suffix.lower() in LIST_SUFFIXES:
+                clips = list(_of_list(path))
+            else:
+                clips = [Clip(path)]
+        elif os.path.isdir(path):
+            names = (p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and os.path.isfile(p))
+            clips = [Clip(p) for p in sorted(names)]
+        else:
+            matches = glob.glob(os.fspath(source), recursive=True)
+            clips = [Clip(p) for p in sorted(Path(name) for name in matches if os.path.isfile(name))]
+        if not clips:
+            reason = "no such file, directory or match"
+            if os.path.isdir(path):
+                reason = "no .wav or .flac file in it"
+            elif os.path.isfile(path):
+                reason = "it names no audio file"
+            raise DataError(f"{source}: {reason}")
+        found += clips
+    if not found:
+        raise DataError("`sources` must name at least one file, directory or pattern; got none")
+    return found
+
+
+def find_audio(sources: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """The files of `find_clips`."""
+    return [clip.path for clip in find_clips(sources)]
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The numbered lines of a text file that are not blank."""
+    opener: Any = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rt", encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, line.strip()
+    except (OSError, UnicodeDecodeError, EOFError) as error:
+        raise DataError(f"{path}: it cannot be read as text ({error})") from error
+
+
+def _of_list(path: Path) -> Iterator[Clip]:
+    for number, line in _lines(path):
+        name = line.split("|", 1)[0].strip()
+        candidates = [path.parent / name, path.parent / "wavs" / f"{name}.wav"]
+        clip = next((c for c in candidates if os.path.isfile(c)), None)
+        if clip is None:
+            raise DataError(f"{path}, line {number}: there is no file {candidates[0]}")
+        yield Clip(clip)
+
+
+def _of_manifest(path: Path) -> Iterator[Clip]:
+    for number, line in _lines(path):
+        try:
+            item = json.loads(line)
+            recording = item.get("recording", item)
+            (source,) = recording["sources"]
+            kind, file = source["type"], Path(source["source"])
+            start, duration = float(item.get("start", 0.0)), float(item["duration"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{path}, line {number}: it is no recording or cut of lhotse with one source "
+                f"({type(error).__name__}: {error})"
+            ) from error
+        if kind != "file":
+            raise DataError(f"{path}, line {number}: its source must be of type 'file'; got {kind!r}")
+        file = path.parent / file  # which stays as it is where it is absolute
+        if not os.path.isfile(file):
+            raise DataError(f"{path}, line {number}: there is no file {file}")
+        yield Clip(file, start, duration if _is_cut(item) else None)
+
+
+def _is_cut(item: dict[str, Any]) -> bool:
+    return "recording" in item

@@ -1,0 +1,211 @@
+"""What surrounds the loop: models, several processes, crashes, validation, earlier saves, TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import fastflow
+from fastflow.audio import MelSpectrogram, front_end, read_audio
+from fastflow.cli.main import main
+from fastflow.models import FloWaveNet, SqueezeWave, Vocoder
+from fastflow.train import DataError, SegmentDataset, TrainingError, train
+from fastflow.train.objective import Objective
+from fastflow.train.world import World
+
+from .test_loop import Disturbed, disturbed, fresh, same
+
+__all__ = ["disturbed"]
+
+MODEL = {"n_flows": 2, "n_group": 8, "WN_config": {"n_layers": 1, "n_channels": 8}}
+COMMAND = ["--segment", "2048", "--batch-size", "4", "--config", json.dumps({"model": MODEL, "save_every": 1e-4})]
+
+
+def flowavenet() -> FloWaveNet:
+    torch.manual_seed(0)
+    return FloWaveNet(1, 80, 2, 2, 1, block_per_split=1, filter_size=8)
+
+
+def squeezewave() -> SqueezeWave:
+    torch.manual_seed(0)
+    wn = {"n_layers": 1, "n_channels": 8, "kernel_size": 3}
+    return SqueezeWave(80, 2, 128, 2, 16, wn)
+
+
+@pytest.mark.parametrize("make", [flowavenet, squeezewave])
+def test_other_models_learn_and_resume(make: Any, speech: Path, tmp_path: Path) -> None:
+    dataset = SegmentDataset([speech], segment=2048, seed=3, mel=front_end(make()))
+    whole = make()
+    facts = train(whole, dataset, tmp_path / "a.safetensors", steps=20, batch_size=2, lr=1e-2)
+    with torch.no_grad():
+        learned, random = (Objective(m, 1.0)(*dataset.batch(99, 8)) for m in (whole, _started(make(), dataset)))
+    assert learned < random
+    assert facts["progress"]["skipped_steps"] == 0
+    assert same(fastflow.load(tmp_path / "a.safetensors"), whole)  # type: ignore[arg-type]
+
+    train(make(), dataset, tmp_path / "b.safetensors", steps=3, batch_size=2, lr=3e-3, keep=1)
+    resumed = make()
+    train(resumed, dataset, tmp_path / "b.safetensors", steps=8, batch_size=2, lr=3e-3, resume=True)
+    # another budget was another learning rate; the files are what is looked at
+    assert json.loads((tmp_path / "b.json").read_text())["progress"]["step"] == 8
+    assert (tmp_path / "b.step3.safetensors").exists()
+
+
+def _started(model: Vocoder, dataset: SegmentDataset) -> Vocoder:
+    """With actnorm set from data, as training begins."""
+    Objective(model, 1.0)(*dataset.batch(0, 2))
+    return model.eval()
+
+
+def test_the_mel_is_that_of_the_whole_file(speech: Path) -> None:
+    path = speech / "low.flac"
+    for mel in (MelSpectrogram(), front_end(flowavenet())):
+        data = SegmentDataset([path], segment=2048, dither=0.0, mel=mel)
+        source = read_audio(path)
+        whole = mel(source)[0]
+        for frame in (0, 1, 5, (len(source) - 2048) // 256):
+            part, audio = data._cut(0, frame)
+            torch.testing.assert_close(part, whole[:, frame : frame + 9], rtol=1e-5, atol=1e-5)
+            lead = mel.lead(len(source))
+            peak = float((mel.levelled(source[None].double())[0] / source).nanmedian())
+            begin = frame * 256 - lead
+            torch.testing.assert_close(audio[max(0, -begin) :], peak * source[max(0, begin) : begin + 2048])
+
+
+def test_a_share_is_every_nth_segment(dataset: SegmentDataset) -> None:
+    whole = dataset.batch(5, 6)
+    for rank in range(3):
+        for part, all_of_it in zip(dataset.batch(5, 6, (rank, 3)), whole, strict=True):
+            assert part.equal(all_of_it[rank::3])
+
+
+def test_workers_make_the_same_batches(dataset: SegmentDataset, tmp_path: Path) -> None:
+    models = [fresh(), fresh()]
+    for i, model in enumerate(models):
+        train(model, dataset, tmp_path / f"{i}.safetensors", steps=3, batch_size=2, workers=i)
+    assert same(*models)
+
+
+def test_validation_and_the_last_saves_and_tensorboard(
+    dataset: SegmentDataset, speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held_out = SegmentDataset([speech / "more"], segment=2048)
+    output = tmp_path / "m.safetensors"
+    options: dict[str, Any] = {"steps": 5, "batch_size": 2, "validation": held_out, "save_every": 1e-9}
+    facts = train(fresh(), dataset, output, keep=2, tensorboard=tmp_path / "board", log_every=0.0, **options)
+    with torch.no_grad():
+        model = fastflow.load(output).train()
+        losses = [Objective(model, 1.0)(*held_out.batch(n, 2)) for n in range(8)]
+    assert facts["progress"]["validation_loss"] == pytest.approx(float(torch.stack(losses).mean()), rel=1e-5)
+    assert "validation loss" in capsys.readouterr().err
+    names = sorted(p.name for p in tmp_path.glob("m.step*"))
+    assert names == [f"m.step{n}{suffix}" for n in (4, 5) for suffix in (".safetensors", ".state.pt")]
+    for suffix in (".safetensors", ".state.pt"):
+        assert (tmp_path / f"m.step5{suffix}").read_bytes() == output.with_suffix(suffix).read_bytes()
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "board")).Reload()
+    assert {"loss", "learning rate", "validation loss"} <= set(events.Tags()["scalars"])
+    assert len(events.Scalars("loss")) == 5
+    assert {"source/audio", "model/audio"} == {f"{n.split('/')[0]}/audio" for n in events.Tags()["audio"]}
+    assert len(events.Tags()["images"]) == 2
+
+
+def test_a_spike_is_skipped_and_ten_stop(disturbed: Disturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastflow.train.loop.SETTLED_STEPS", 3)
+    monkeypatch.setattr(Disturbed, "batch", _loud_after(4))
+    model = fresh()
+    with pytest.raises(TrainingError, match=r"loss \d+\.\d+ and .* at step 13, the 10th in a row a spike"):
+        train(model, disturbed, tmp_path / "m.safetensors", steps=40, batch_size=2, spike=3.0)
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def _loud_after(step: int) -> Any:
+    def batch(self: SegmentDataset, number: int, size: int, share: tuple[int, int] = (0, 1)) -> Any:
+        mel, audio = SegmentDataset.batch(self, number, size, share)
+        return mel, audio * (100 if number >= step else 1)
+
+    return batch
+
+
+def test_precision_must_be_known(dataset: SegmentDataset, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"`precision` must be one of float32, bfloat16, float16; got 'int8'"):
+        train(fresh(), dataset, tmp_path / "m.safetensors", steps=1, precision="int8")
+
+
+def _run(arguments: list[str], processes: int = 1, **options: Any) -> subprocess.Popen[str]:
+    launch = [sys.executable, "-m"]
+    if processes > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        launch += ["torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(port), "-m"]
+    root = Path(fastflow.__file__).parents[1]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    command = [*launch, "fastflow", "train", *arguments, *COMMAND]
+    return subprocess.Popen(command, env=environment, text=True, stderr=subprocess.PIPE, **options)
+
+
+def _finish(process: subprocess.Popen[str]) -> str:
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said[-3000:]
+    return said
+
+
+def test_two_processes_follow_one(speech: Path, tmp_path: Path) -> None:
+    out = [tmp_path / f"{n}.safetensors" for n in (1, 2)]
+    arguments = [[str(speech), "-o", str(o), "--steps", "6", "--lr", "3e-3"] for o in out]
+    result = CliRunner().invoke(main, ["train", *arguments[0], *COMMAND])
+    assert result.exit_code == 0, result.output
+    said = _finish(_run(arguments[1], 2))
+    one, two = (json.loads(o.with_suffix(".json").read_text()) for o in out)
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert two["progress"]["loss"] == pytest.approx(one["progress"]["loss"], rel=1e-4)
+    assert two["progress"]["samples"] == one["progress"]["samples"]
+    assert said.count("million parameters") == 1
+    states = [fastflow.load(o).state_dict() for o in out]
+    for key, value in states[0].items():
+        torch.testing.assert_close(states[1][key], value, rtol=1e-3, atol=1e-4)
+
+
+def test_killed_and_resumed_is_uninterrupted(speech: Path, tmp_path: Path) -> None:
+    """SIGKILL at whatever moment; what was written last is whole, and goes on to the same weights."""
+    whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
+    _finish(_run([str(speech), "-o", str(whole), "--steps", "30"]))
+    process = _run([str(speech), "-o", str(parts), "--steps", "30"])
+    while not parts.with_suffix(".json").exists() and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    _finish(_run([str(speech), "-o", str(parts), "--steps", "30", "--resume"]))
+    assert same(fastflow.load(whole), fastflow.load(parts))  # type: ignore[arg-type]
+
+
+def test_a_batch_that_the_processes_cannot_share(
+    dataset: SegmentDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastflow.train.world.World.current", staticmethod(lambda: World(0, 2)))
+    with pytest.raises(TrainingError, match=r"`batch_size` must be a multiple of the 2 processes; got 3"):
+        train(fresh(), dataset, tmp_path / "m.safetensors", steps=1, batch_size=3)
+
+
+def test_too_short_for_the_front_end(tmp_path: Path, speech: Path) -> None:
+    from fastflow.audio import write_audio
+
+    write_audio(tmp_path / "short.wav", torch.zeros(400), 22050)
+    with pytest.raises(DataError, match=r"400 samples, shorter than a segment of 513"):
+        SegmentDataset([tmp_path / "short.wav"], segment=256)
