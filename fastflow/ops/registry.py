@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -119,6 +119,8 @@ class BackendStatus(NamedTuple):
 
 # The implementations of every backend: {backend: {operation: function}}. Filled by `implement`.
 _implementations: dict[str, dict[str, Callable[..., Any]]] = {name: {} for name in BACKENDS}
+# Who takes conditioning weights per phase, [P, 2G, C_c], in `wn`; one that does not is never given any.
+_WITH_PHASES = {("reference", "wn"), ("reference", "wn_backward")}
 _requested = "auto"
 _chosen: set[tuple[str, str, str]] = set()
 
@@ -180,13 +182,26 @@ def _unavailable(backend: str) -> str | None:
     return reason
 
 
-def _unsupported(backend: str, op: str, x: Tensor) -> str | None:
-    """Return why `backend` cannot run `op` on a tensor like `x`, or None. All support rules are here."""
+def _has_phases(op: str, rest: Sequence[Any]) -> bool:
+    """Whether the arguments after the first have a conditioning weight for each of several phases."""
+    if op not in ("wn", "wn_backward"):
+        return False
+    first = 6 if op == "wn_backward" else 5  # the place of `cond_weights`
+    return any(weight.dim() == 3 for weights in rest[first : first + 1] for weight in weights)
+
+
+def _unsupported(backend: str, op: str, x: Tensor, *rest: Any) -> str | None:
+    """Return why `backend` cannot run `op` on a tensor like `x`, or None. All support rules are here.
+
+    `rest`: the other arguments, where they are known.
+    """
     reason = _unavailable(backend)
     if reason is not None:
         return reason
     if op not in _implementations[backend]:
         return f"it has no `{op}` kernel"
+    if (backend, op) not in _WITH_PHASES and _has_phases(op, rest):
+        return f"its `{op}` takes no conditioning weights per phase, [P, 2G, C_c]"
     if backend == "cpu":
         if x.device.type != "cpu":
             return f"the tensors are on {x.device}"
@@ -218,31 +233,31 @@ def _unsupported(backend: str, op: str, x: Tensor) -> str | None:
     return None
 
 
-def _auto(op: str, x: Tensor) -> str:
-    """Return the backend that `auto` takes for `op`, a forward or a backward, on tensors like `x`."""
+def _auto(op: str, x: Tensor, *rest: Any) -> str:
+    """Return the backend that `auto` takes for `op`, a forward or a backward, on these arguments."""
     table = _AUTO_CUDA if x.device.type == "cuda" else _AUTO_CPU.get(x.dtype, {})
     order = table.get(op.removesuffix("_backward"), ("reference",))
-    backend = next(name for name in order if _unsupported(name, op, x) is None)
+    backend = next(name for name in order if _unsupported(name, op, x, *rest) is None)
     if (op, x.device.type, backend) not in _chosen:
         _chosen.add((op, x.device.type, backend))
         log.info("`%s` on %s runs on backend '%s'", op, x.device.type, backend)
     return backend
 
 
-def _resolve(op: str, x: Tensor) -> Callable[..., Any]:
-    """Return the implementation of `op` for tensors like `x`, by the backend asked for."""
+def _resolve(op: str, *args: Any) -> Callable[..., Any]:
+    """Return the implementation of `op` for these arguments, by the backend asked for."""
     if _requested == "auto":
-        return _implementations[_auto(op, x)][op]
-    reason = _unsupported(_requested, op, x)
+        return _implementations[_auto(op, *args)][op]
+    reason = _unsupported(_requested, op, *args)
     if reason is not None:
         raise BackendError(f"backend '{_requested}' cannot run `{op}`: {reason}")
     return _implementations[_requested][op]
 
 
-def _resolve_backward(op: str, x: Tensor) -> Callable[..., Any]:
+def _resolve_backward(op: str, *args: Any) -> Callable[..., Any]:
     """Return the implementation of a backward: the backend's own where it has one, else the reference formula."""
-    backend = _auto(op, x) if _requested == "auto" else _requested
-    return _implementations[backend if _unsupported(backend, op, x) is None else "reference"][op]
+    backend = _auto(op, *args) if _requested == "auto" else _requested
+    return _implementations[backend if _unsupported(backend, op, *args) is None else "reference"][op]
 
 
 def _contiguous(result: Any) -> Any:
@@ -257,10 +272,9 @@ def define(op: str, reference: Callable[..., Any], fake: Callable[..., Any], *, 
     resolve = _resolve_backward if backward else _resolve
 
     def dispatch(*args: Any) -> Any:
-        x = args[0]
-        implementation = resolve(op, x)
+        implementation = resolve(op, *args)
         # the public functions have cast already where autocast asks for it
-        with no_autocast(x.device):
+        with no_autocast(args[0].device):
             return _contiguous(implementation(*args))
 
     schema = BACKWARD_SCHEMAS[op] if backward else SCHEMAS[op]

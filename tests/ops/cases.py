@@ -106,8 +106,15 @@ def _wn(
     skip_scale: float = 1.0,
     last_residual: bool = False,
     cond_channels: int = 6,
+    phases: int = 0,
 ) -> Callable[..., Any]:
+    """`phases`: weights of the conditioning for so many, if any; t is then rounded up to a multiple."""
+
     def make(t: int, dtype: torch.dtype) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        frames = -(-t // phases) if phases else t
+        t = frames * (phases or 1)
+        per_phase = (phases,) if phases else ()
+
         def r(*shape: int, scale: float = 0.5) -> Tensor:
             return _random(*shape, dtype=dtype, layout=layout, scale=scale)
 
@@ -115,7 +122,7 @@ def _wn(
         outs = [skip + (channels if last_residual or i < layers - 1 else 0) for i in range(layers)]
         cond_t = {
             "none": None,
-            "local": lambda: r(batch, cond_channels, t),
+            "local": lambda: r(batch, cond_channels, frames),
             "global": lambda: r(batch, cond_channels, 1),
             "projected": lambda: r(batch, layers * rows, t),
             "projected global": lambda: r(batch, layers * rows, 1),
@@ -128,8 +135,9 @@ def _wn(
             [r(out, gate) for out in outs],
             [r(out) for out in outs] if bias else [],
             None if cond_t is None else cond_t(),
-            [r(rows, cond_channels) for _ in range(layers)] if weighted else [],
-            [r(rows) for _ in range(layers)] if weighted and bias else [],
+            [r(*per_phase, rows, cond_channels) for _ in range(layers)] if weighted else [],
+            # layer 1 has the same bias for all phases
+            [r(*(() if i == 1 else per_phase), rows) for i in range(layers)] if weighted and bias else [],
             [r(input_bias, channels) for _ in range(layers)] if input_bias else [],
             _mask(batch, t, dtype) if mask else None,
         )
@@ -238,6 +246,9 @@ CASES = [
     Case("wn projected", ops.wn, _wn(cond="projected", input_bias=2)),
     Case("wn projected global", ops.wn, _wn(cond="projected global", input_bias=1, mask=True)),
     Case("wn bare", ops.wn, _wn(cond="none", bias=False)),
+    Case("wn phases", ops.wn, _wn(phases=2)),
+    Case("wn phases strided", ops.wn, _wn(phases=3, layout="strided", kernel=5, mask=True, input_bias=2)),
+    Case("wn phases causal", ops.wn, _wn(phases=1, causal=True, bias=False, skip_scale=0.6, last_residual=True)),
     *(
         Case(
             f"affine {form} {'reverse' if reverse else 'forward'}",

@@ -23,6 +23,7 @@ def test_the_good_calls_pass() -> None:
     assert skip.shape == (2, 3, 5)
     assert ops.wn(*BLOCK, **DILATIONS).shape == (2, 3, 5)
     assert ops.flow_step(*STEP, reverse=True)[0].shape == (2, 6, 5)
+    assert phased(7, ())().shape == (2, 3, 6)  # type: ignore[attr-defined]
 
 
 def changed(arguments: tuple[Any, ...], position: int, value: Any) -> tuple[Any, ...]:
@@ -39,6 +40,12 @@ def block(position: int, value: Any, **options: Any) -> Callable[[], object]:
 
 def step(position: int, value: Any, **options: Any) -> Callable[[], object]:
     return lambda: ops.flow_step(*changed(STEP, position, value), **options)
+
+
+def phased(position: int, value: Any) -> Callable[[], object]:
+    """`wn` of 6 steps in 3 phases, layer 0's bias per phase, with one argument changed."""
+    good = changed(changed(BLOCK, 0, z(2, 4, 6)), 5, z(2, 8, 2))[:6]
+    return lambda: ops.wn(*changed((*good, [z(3, 6, 8)] * 2, [z(3, 6), z(6)]), position, value), **DILATIONS)
 
 
 x = z(2, 4, 5)
@@ -88,6 +95,27 @@ BAD: list[tuple[Callable[[], object], type[Exception], str]] = [
         ValueError,
         "`cond_biases[1]` must have the dtype of `h`, torch.float32; got torch.float16",
     ),
+    (
+        phased(0, z(2, 4, 5)),
+        ValueError,
+        "`h` must have P = 3 steps, one per phase of `cond_weights`, for each of the 2 of `cond`; got [2, 4, 5]",
+    ),
+    (phased(5, z(1, 8, 2)), ValueError, "`cond` must be [B, C_c, T / P], here [2, *, *]; got [1, 8, 2]"),
+    (phased(5, None), ValueError, "`cond` must be given with `cond_weights[0]`; got None"),
+    (
+        phased(6, [z(3, 6, 8), z(2, 6, 8)]),
+        ValueError,
+        "`cond_weights[1]` must be [P, 2G, C_c], here [3, 6, 8]; got [2, 6, 8]",
+    ),
+    (phased(6, [z(3, 6, 8), z(6, 8)]), ValueError, "`cond_weights[1]` must be [P, 2G, C_c]; got [6, 8]"),
+    (phased(6, [z(6, 8), z(3, 6, 8)]), ValueError, "`cond` must have 1 or T = 6 steps; got [2, 8, 2]"),
+    (phased(6, [z(0, 6, 8)] * 2), ValueError, "`cond_weights[0]` must have at least one phase; got [0, 6, 8]"),
+    (
+        phased(7, [z(3, 6), z(2, 6)]),
+        ValueError,
+        "`cond_biases[1]` must be one value per row of its weight, here [3, 6]; got [2, 6]",
+    ),
+    (block(7, [z(1, 6)] * 2), ValueError, "`cond_biases[0]` must be one value per row of its weight; got [1, 6]"),
     (
         lambda: ops.affine_coupling(x, x, x, form="tanh"),
         ValueError,

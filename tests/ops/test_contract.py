@@ -16,13 +16,25 @@ from tests.ops.cases import BACKENDS, CASES, LENGTHS, Case, convert, tensors
 by_name = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 
 
+def takes(case: Case, backend: str) -> bool:
+    """Whether the backend has the kernel for this kind of arguments."""
+    args, _ = case.arguments(4, torch.float32)
+    return registry._unsupported(backend, case.function.__name__, *args) is None
+
+
+PAIRS = [(case, backend) for case in CASES for backend in BACKENDS if takes(case, backend)]
+
+
+def on_backends(pairs: list[tuple[Case, str]]) -> Any:
+    return pytest.mark.parametrize(("case", "backend"), pairs, ids=lambda x: x if isinstance(x, str) else x.name)
+
+
 def run(case: Case, args: Any, options: Any, backend: str = "reference") -> list[torch.Tensor]:
     with use_backend(backend):
         return list(tensors(case.function(*args, **options)))
 
 
-@by_name
-@pytest.mark.parametrize("backend", BACKENDS)
+@on_backends(PAIRS)
 @pytest.mark.parametrize("length", LENGTHS)
 def test_float32_against_the_float64_reference(case: Case, backend: str, length: int) -> None:
     args, options = case.arguments(length, torch.float32)
@@ -35,19 +47,24 @@ def test_float32_against_the_float64_reference(case: Case, backend: str, length:
 
 
 HALF = [
-    (b, d)
-    for b in BACKENDS
+    (c, b, d)
+    for c, b in PAIRS
     for d in (torch.float16, torch.bfloat16)
     if registry._unsupported(b, "gate", torch.zeros(1, dtype=d)) is None
 ]
+
+
+def in_half(triples: list[tuple[Case, str, torch.dtype]]) -> Any:
+    return pytest.mark.parametrize(
+        ("case", "backend", "dtype"), triples, ids=lambda x: x.name if isinstance(x, Case) else str(x)
+    )
 
 
 def rms(x: torch.Tensor) -> torch.Tensor:
     return x.double().square().mean().sqrt()
 
 
-@by_name
-@pytest.mark.parametrize(("backend", "dtype"), HALF)
+@in_half(HALF)
 def test_half_precision_keeps_its_dtype_and_its_bound(case: Case, dtype: torch.dtype, backend: str) -> None:
     """Backends may err twice as much as the reference, which is plain PyTorch in that dtype; it has a bound of its own,
     for what the public function adds around it."""
@@ -65,8 +82,7 @@ def test_half_precision_keeps_its_dtype_and_its_bound(case: Case, dtype: torch.d
         assert rms(g - e) <= 2 * rms(p - e) + 1e-5 * size  # what float32 is granted, where PyTorch happens to be exact
 
 
-@by_name
-@pytest.mark.parametrize(("backend", "dtype"), [(b, d) for b, d in HALF if b != "reference"])
+@in_half([(c, b, d) for c, b, d in HALF if b != "reference"])
 def test_half_precision_gradients_keep_their_bound(case: Case, dtype: torch.dtype, backend: str) -> None:
     args, options = case.arguments(33, dtype)
     wide_args, wide_options = convert(args, torch.float64), convert(options, torch.float64)
@@ -93,8 +109,7 @@ def mask_of(case: Case, args: Any) -> Any:
     return args[9] if case.function in (ops.wn, ops.wn_layer) else None
 
 
-@by_name
-@pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "reference"])
+@on_backends([(c, b) for c, b in PAIRS if b != "reference"])
 def test_gradients_of_backends_against_the_reference(case: Case, backend: str) -> None:
     args, options = case.arguments(33, torch.float32)
     expected = gradients(case, args, options, "reference")

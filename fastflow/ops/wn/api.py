@@ -61,6 +61,22 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 _wn.register_autograd(_backward, setup_context=_setup)
 
 
+def _check_phases(h: Tensor, cond: Tensor | None, cond_weights: Sequence[Tensor], i: int, rows: int) -> None:
+    """Raise ValueError unless layer i has a weight [P, rows, C_c] with the P of layer 0 that fits `cond` and `h`."""
+    if cond is None:
+        raise ValueError(f"`cond` must be given with `cond_weights[{i}]`; got None")
+    checks.check_shape("cond", cond, "[B, C_c, T / P]", (h.shape[0], None, None))
+    phases = cond_weights[0].shape[0]
+    checks.check_shape(f"cond_weights[{i}]", cond_weights[i], "[P, 2G, C_c]", (phases, rows, cond.shape[1]))
+    if phases == 0:
+        raise ValueError(f"`cond_weights[{i}]` must have at least one phase; got {list(cond_weights[i].shape)}")
+    if h.shape[2] != cond.shape[2] * phases:
+        raise ValueError(
+            f"`h` must have P = {phases} steps, one per phase of `cond_weights`, for each of the {cond.shape[2]} of "
+            f"`cond`; got {list(h.shape)}"
+        )
+
+
 def wn(
     h: Tensor,
     conv_weights: Sequence[Tensor],
@@ -90,9 +106,13 @@ def wn(
         conv_biases: L tensors [2G], or empty.
         res_skip_weights: L tensors [C + S, G], residual rows first; the last is [S, G] unless `last_residual`.
         res_skip_biases: L tensors, one value per row of these, or empty.
-        cond: conditioning [B, C_c, T], [B, C_c, 1] for the whole length, or None.
+        cond: conditioning [B, C_c, T], [B, C_c, 1] for the whole length, [B, C_c, T / P] with weights for P phases,
+            or None.
         cond_weights: L tensors [2G, C_c]; empty when `cond` is already projected: [B, L * 2G, T or 1], layer by layer.
-        cond_biases: L tensors [2G], or empty.
+            Or L tensors [P, 2G, C_c], a weight for each of P phases: step t is conditioned by cond[:, :, t // P]
+            through weight t % P. T is then a multiple of P. So a linear upsampler that makes P steps of a frame can be
+            composed with the weights.
+        cond_biases: L tensors [2G], or [P, 2G] with weights for P phases, or empty.
         input_biases: L tensors [B or 1, C] added before each convolution, or empty.
         mask: [B, 1, T] or None, applied to h after each layer and to the result. No gradient flows to it.
         dilations: L dilations.
@@ -128,6 +148,7 @@ def wn(
         if len(items) != count and (len(items) or name in (*required, "dilations")):
             raise ValueError(f"`{name}` must have {count} entries, one per layer; got {len(items)}")
     skip_channels = _skip_channels(h, res_skip_weights, last_residual)
+    phased = len(cond_weights) > 0 and cond_weights[0].dim() == 3
     for i in range(count):
         residual = last_residual or i < count - 1
         check_layer(h, conv_weights[i], res_skip_weights[i], residual, dilations[i], name=f"{{}}s[{i}]")
@@ -138,12 +159,17 @@ def wn(
                 f"got {list(res_skip_weights[i].shape)}"
             )
         rows = conv_weights[i].shape[0]
-        if cond is None or cond_weights:
+        if phased:
+            _check_phases(h, cond, cond_weights, i, rows)
+        elif cond is None or cond_weights:
             weight = cond_weights[i] if cond_weights else None
             check_cond(h, cond, rows, weight, f"cond_weights[{i}]")
         for name, size in (("conv_biases", rows), ("cond_biases", rows), ("res_skip_biases", expected)):
-            if lists[name]:
-                checks.check_shape(f"{name}[{i}]", lists[name][i], "one value per row of its weight", (size,))
+            if not lists[name]:
+                continue
+            by_phase = phased and name == "cond_biases" and lists[name][i].dim() == 2
+            shape = (cond_weights[i].shape[0], size) if by_phase else (size,)
+            checks.check_shape(f"{name}[{i}]", lists[name][i], "one value per row of its weight", shape)
         if input_biases:
             checks.check_shape(f"input_biases[{i}]", input_biases[i], "[B or 1, C]", (None, h.shape[1]))
             if input_biases[i].shape[0] not in (1, h.shape[0]):

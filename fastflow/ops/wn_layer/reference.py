@@ -26,6 +26,15 @@ def _project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.baddbmm(bias[None, :, None], weight.expand(x.shape[0], -1, -1), x)
 
 
+def _condition(cond: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`_project` of the conditioning. A weight [P, M, N] is one for each phase: [B, N, F] -> [B, M, F * P]."""
+    if weight.dim() == 2:
+        return _project(cond, weight, bias)
+    phases, rows, _ = weight.shape
+    by_phase = _project(cond, weight.flatten(0, 1), None if bias is None else bias.expand(phases, rows).flatten())
+    return by_phase.reshape(cond.shape[0], phases, rows, cond.shape[2]).permute(0, 2, 3, 1).flatten(2)
+
+
 def preactivation(
     h: Tensor,
     conv_weight: Tensor,
@@ -37,11 +46,11 @@ def preactivation(
     dilation: int,
     causal: bool,
 ) -> Tensor:
-    """Return u [B, 2G, T], the input of the gate."""
+    """Return u [B, 2G, T], the input of the gate. `cond_weight` may be one for each phase, as `wn` has it."""
     x = h if input_bias is None else h + input_bias[:, :, None]
     u = _convolve(x, conv_weight, conv_bias, dilation, causal)
     if cond is not None:
-        u += cond if cond_weight is None else _project(cond, cond_weight, cond_bias)
+        u += cond if cond_weight is None else _condition(cond, cond_weight, cond_bias)
     return u
 
 
@@ -117,6 +126,25 @@ def _project_backward(
         torch.matmul(grad, x.transpose(1, 2)).sum(0) if needs[1] else None,
         grad.sum((0, 2)) if needs[2] else None,
     )
+
+
+def _condition_backward(
+    grad: Tensor, cond: Tensor, weight: Tensor | None, bias: Tensor | None, needs: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of cond, its weight and its bias from that of the gate's input [B, M, T]."""
+    needs = (needs[0], needs[1], needs[2] and bias is not None)
+    if weight is None or weight.dim() == 2:
+        if cond.shape[2] == 1:  # one column for all time
+            grad = grad.sum(2, keepdim=True)
+        return (grad, None, None) if weight is None else _project_backward(grad, cond, weight, needs)
+    phases, rows, _ = weight.shape
+    by_phase = grad.reshape(*grad.shape[:2], cond.shape[2], phases).permute(0, 3, 1, 2).flatten(1, 2)
+    grad_cond, grad_weight, grad_bias = _project_backward(by_phase, cond, weight.flatten(0, 1), needs)
+    if grad_weight is not None:
+        grad_weight = grad_weight.reshape(weight.shape)
+    if grad_bias is not None and bias is not None:
+        grad_bias = grad_bias.reshape(phases, rows).sum_to_size(bias.shape)
+    return grad_cond, grad_weight, grad_bias
 
 
 def wn_layer_backward(
@@ -248,14 +276,9 @@ def products_backward(
 
     grad_cond = grad_cond_weight = grad_cond_bias = None
     if cond is not None:
-        # global conditioning is one column for all time
-        grad_projected = grad_u.sum(2, keepdim=True) if cond.shape[2] == 1 else grad_u
-        if cond_weight is None:
-            grad_cond = grad_projected
-        else:
-            grad_cond, grad_cond_weight, grad_cond_bias = _project_backward(
-                grad_projected, cond, cond_weight, (needs[5], needs[6], needs[7] and cond_bias is not None)
-            )
+        grad_cond, grad_cond_weight, grad_cond_bias = _condition_backward(
+            grad_u, cond, cond_weight, cond_bias, (needs[5], needs[6], needs[7])
+        )
 
     grad_input_bias = None
     if input_bias is not None and needs[8]:
