@@ -8,14 +8,32 @@ from typing import TYPE_CHECKING, Any
 from fastflow._version import __version__
 
 if TYPE_CHECKING:
-    from fastflow import models, nn, ops
+    from fastflow import models, nn, ops, stacks
     from fastflow.checkpoints import load
     from fastflow.ops import BackendError, use_backend
+    from fastflow.stacks import AccelerateError, accelerate
 
-__all__ = ["BackendError", "__version__", "load", "models", "nn", "ops", "use_backend"]
+__all__ = [
+    "AccelerateError",
+    "BackendError",
+    "__version__",
+    "accelerate",
+    "load",
+    "models",
+    "nn",
+    "ops",
+    "stacks",
+    "use_backend",
+]
 
 # Imported on first use: `fastflow --help` needs no PyTorch, and `fastflow info` works when registration fails.
-_FOUND_IN = {"BackendError": "fastflow.ops", "load": "fastflow.checkpoints", "use_backend": "fastflow.ops"}
+_FOUND_IN = {
+    "AccelerateError": "fastflow.stacks",
+    "BackendError": "fastflow.ops",
+    "accelerate": "fastflow.stacks",
+    "load": "fastflow.checkpoints",
+    "use_backend": "fastflow.ops",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -23,6 +23,12 @@ class Weights(NamedTuple):
     cond_weights: list[Tensor]
     cond_biases: list[Tensor]
 
+    def for_device(self) -> Weights:
+        """Return the same weights in the layout in memory that kernels read: on a GPU tap, then channel."""
+        if not self.conv_weights[0].is_cuda:
+            return self
+        return self._replace(conv_weights=[w.transpose(1, 2).contiguous().transpose(1, 2) for w in self.conv_weights])
+
 
 class GatedStack(PackingModule[Weights]):
     """What stacks share, whatever the names of their parameters: folded weights and the call of `fastflow.ops.wn`.
@@ -51,7 +57,7 @@ class GatedStack(PackingModule[Weights]):
 
     def _stack(self, h: Tensor, cond: Tensor | None, mask: Tensor | None = None) -> Tensor:
         """Return the sum of skips [B, S, T] of `h` [B, C, T]; arguments as in `fastflow.ops.wn`."""
-        weights = self._packed.get(self._stored(), self._pack_for_device)
+        weights = self._packed.get(self._stored(), lambda: self._pack().for_device())
         return wn(
             h,
             weights.conv_weights,
@@ -66,15 +72,6 @@ class GatedStack(PackingModule[Weights]):
             causal=self.causal,
             res_scale=self.res_scale,
             skip_scale=self.skip_scale,
-        )
-
-    def _pack_for_device(self) -> Weights:
-        weights = self._pack()
-        if not weights.conv_weights[0].is_cuda:
-            return weights
-        # the layout in memory that GPU kernels read: tap, then channel
-        return weights._replace(
-            conv_weights=[w.transpose(1, 2).contiguous().transpose(1, 2) for w in weights.conv_weights]
         )
 
     def remove_weight_norm(self) -> None:

@@ -233,11 +233,25 @@ def _unsupported(backend: str, op: str, x: Tensor, *rest: Any) -> str | None:
     return None
 
 
-def _auto(op: str, x: Tensor, *rest: Any) -> str:
-    """Return the backend that `auto` takes for `op`, a forward or a backward, on these arguments."""
+def chosen(op: str, x: Tensor, *rest: Any) -> tuple[str, str]:
+    """Return what `auto` takes for `op`, a forward or a backward, on tensors like `x`, and why.
+
+    `rest`: the other arguments, where they are known.
+    """
     table = _AUTO_CUDA if x.device.type == "cuda" else _AUTO_CPU.get(x.dtype, {})
-    order = table.get(op.removesuffix("_backward"), ("reference",))
-    backend = next(name for name in order if _unsupported(name, op, x, *rest) is None)
+    refused = []
+    for backend in table.get(op.removesuffix("_backward"), ("reference",)):
+        reason = _unsupported(backend, op, x, *rest)
+        if reason is None:
+            break
+        refused.append(f"{backend}: {reason}")
+    where = f"{str(x.dtype).removeprefix('torch.')} on {x.device.type}"
+    return backend, "; ".join(refused) or f"the first choice for {where}"
+
+
+def _auto(op: str, x: Tensor, *rest: Any) -> str:
+    """Return the backend that `auto` takes on these arguments, logged once."""
+    backend, _ = chosen(op, x, *rest)
     if (op, x.device.type, backend) not in _chosen:
         _chosen.add((op, x.device.type, backend))
         log.info("`%s` on %s runs on backend '%s'", op, x.device.type, backend)

@@ -1,0 +1,141 @@
+"""`accelerate`: replace what is known inside a model, and say what was done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from torch import nn
+
+from fastflow.ops import registry
+from fastflow.stacks import block as blocks
+from fastflow.stacks.block import Block
+from fastflow.stacks.known import BLOCKS
+
+
+class AccelerateError(RuntimeError):
+    """`strict` was asked for, and nothing was found to replace, or something known had to be left."""
+
+
+class Entry(NamedTuple):
+    """One known block: what became of it."""
+
+    path: str
+    """Its name in the model; "" is the model itself. A shared module has the first of its names here."""
+    also: tuple[str, ...]
+    """Its other names."""
+    cls: str
+    """Its class, as "module.Class"."""
+    stack: str
+    """Whose block it is."""
+    op: str
+    """The operation that computes it now, "" where it was left."""
+    backend: str
+    """What "auto" runs the operation on, for this block's dtype and device; "" where it was left."""
+    reason: str
+    """Why that backend, or why the block was left."""
+
+    @property
+    def replaced(self) -> bool:
+        """Whether the block was replaced."""
+        return bool(self.op)
+
+
+class Report:
+    """What `accelerate` did: an `Entry` for each known block, in the order of the model's modules."""
+
+    def __init__(self, entries: list[Entry], replaced: list[nn.Module]) -> None:
+        self.entries = entries
+        self._replaced = replaced
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @property
+    def replaced(self) -> list[Entry]:
+        """What was replaced."""
+        return [entry for entry in self.entries if entry.replaced]
+
+    @property
+    def left(self) -> list[Entry]:
+        """What is known, but was left alone; `reason` says why."""
+        return [entry for entry in self.entries if not entry.replaced]
+
+    def revert(self) -> None:
+        """Make every block the original again, bit for bit. A second call does nothing."""
+        for module in self._replaced:
+            blocks.revert(module)
+        self._replaced = []
+
+    def __str__(self) -> str:
+        if not self.entries:
+            return "fastflow.accelerate: no known block"
+        head = f"fastflow.accelerate: {len(self.replaced)} of {len(self)} known blocks replaced"
+        rows = [("block", "class", "stack", "now", "why")]
+        for e in self.entries:
+            name = ", ".join(path or "(the model)" for path in (e.path, *e.also))
+            rows.append(
+                (name, e.cls.rpartition(".")[2], e.stack, f"{e.op} on {e.backend}" if e.replaced else "left", e.reason)
+            )
+        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)) for row in rows]
+        return "\n".join([head, *(line.rstrip() for line in lines)])
+
+
+def accelerate(module: nn.Module, *, strict: bool = False) -> Report:
+    """Replace, in place, every block of `module` that is known, by one that computes the same with fastflow's kernels.
+
+    Known blocks are recognised by the names of their classes, arguments and parts; their packages are not imported.
+    Before a block is replaced, the replacement must give the original's results on a short example.
+
+    Parameters, buffers, hooks and their names stay the same objects: optimizers, `state_dict`, `.to()`, `.half()`,
+    DDP, `torch.compile` and deep copies go on working, gradients flow, and weight norm keeps training. A pickled
+    model is the original one. In training, blocks with dropout run the original's code. Folded weights are kept
+    until a parameter changes; writing through `.data` is noticed only at the next change between training and
+    evaluation. `torch.onnx.export` and `torch.jit` need the original: call `revert` first.
+
+    Args:
+        module: any model.
+        strict: raise, and change nothing, unless there is something to replace and every known block can be.
+
+    Returns:
+        the report: print it, iterate over it, or `revert` with it.
+
+    Raises:
+        TypeError: `module` is not a module.
+        AccelerateError: with `strict`, naming what is left.
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"`module` must be a torch.nn.Module; got {type(module).__name__}")
+    names: dict[nn.Module, list[str]] = {}
+    for path, part in module.named_modules(remove_duplicate=False):
+        names.setdefault(part, []).append(path)
+    entries, chosen = [], []
+    for part, (path, *also) in names.items():
+        block = next((known for known in BLOCKS if known.knows(part)), None)
+        if block is None:
+            continue
+        of = blocks.original(part) if isinstance(part, Block) else type(part)
+        about = (path, tuple(also), f"{of.__module__}.{of.__qualname__}", block.stack)
+        reason = _objection(part, block)
+        if reason is None:
+            entries.append(Entry(*about, block.op, *registry.chosen(block.op, next(part.parameters()))))
+            chosen.append((part, block))
+        else:
+            entries.append(Entry(*about, "", "", reason))
+    report = Report(entries, [part for part, _ in chosen])
+    if strict and (not chosen or report.left):
+        left = "".join(f"\n  {e.path or '(the model)'} ({e.cls}): {e.reason}" for e in report.left)
+        raise AccelerateError(f"`strict`: {'known blocks would be left' if left else 'no known block'}{left}")
+    for part, block in chosen:
+        blocks.replace(part, block)
+    return report
+
+
+def _objection(module: nn.Module, block: type[Block]) -> str | None:
+    if isinstance(module, Block):
+        return "replaced by an earlier call"
+    return block.objection(module) or blocks.disagreement(module, block)
