@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import copyreg
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastflow.nn.packing import Packed
+from fastflow.ops import registry
 
 Randn = Callable[..., Tensor]
 """`randn(*shape)`: normal values in the dtype and on the device of the block, the same in every run."""
@@ -30,6 +32,8 @@ class Block(nn.Module):
     """Whose block this is, for the report."""
     op: ClassVar[str]
     """The operation of `fastflow.ops` that does its work, for the report."""
+    whole: ClassVar[bool] = False
+    """Whether it does the work of all that is inside of it, so that blocks there are not looked for."""
 
     _fastflow: Packed[Any]
 
@@ -42,6 +46,16 @@ class Block(nn.Module):
     def objection(cls, module: nn.Module) -> str | None:
         """Return why a module of this kind cannot be replaced, or None."""
         raise NotImplementedError
+
+    @classmethod
+    def no_gain(cls, module: nn.Module) -> str | None:
+        """Return why the original is as fast where this module is, so that it is left, or None."""
+        return None
+
+    @classmethod
+    def backend(cls, module: nn.Module) -> tuple[str, str]:
+        """Return the backend that "auto" takes for a module of this kind, and why."""
+        return registry.chosen(cls.op, like(module))
 
     @classmethod
     def example(cls, module: nn.Module, randn: Randn) -> list[dict[str, Any]]:
@@ -65,7 +79,9 @@ class Block(nn.Module):
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced: Any = super().__reduce_ex__(protocol)
         make, arguments, state, *rest = reduced
-        arguments = tuple(original(self) if a is type(self) else a for a in arguments)
+        if make is copyreg.__newobj__:  # type: ignore[attr-defined]
+            # picklers refuse this function with another class than the object's; the same in a form that they take
+            make, arguments = copyreg._reconstructor, (original(self), object, None)  # type: ignore[attr-defined]
         return (make, arguments, {k: v for k, v in state.items() if k != "_fastflow"}, *rest)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
@@ -75,6 +91,16 @@ class Block(nn.Module):
         copied.__setstate__(copy.deepcopy(state, memo))  # type: ignore[no-untyped-call]
         replace(copied, kind(self))
         return copied
+
+
+def like(module: nn.Module) -> Tensor:
+    """Return a tensor of the dtype and on the device of a module."""
+    return next(iter(module.parameters()), torch.empty(0))
+
+
+def on_cpu(module: nn.Module) -> bool:
+    """Whether a module is on a CPU."""
+    return like(module).device.type == "cpu"
 
 
 _classes: dict[tuple[type[Block], type[nn.Module]], type[nn.Module]] = {}
@@ -122,10 +148,10 @@ def disagreement(module: nn.Module, block: type[Block]) -> str | None:
     """Return how `block` differs from a module's own forward on the block's examples, or None; `module` is as before.
 
     A fork may keep all names and change the arithmetic. Both run in evaluation mode and without hooks on the module.
-    Whether results that are bounded in another place (by the tests of each stack) are close is not the question here:
-    only whether both are the same formula, up to rounding.
+    The question here is only whether both are the same formula, up to rounding; the tests of each stack hold the
+    results to closer bounds.
     """
-    reference = next(iter(module.parameters()))
+    reference = like(module)
     if reference.device.type == "meta":
         return None
     generator = torch.Generator().manual_seed(0)
@@ -133,14 +159,16 @@ def disagreement(module: nn.Module, block: type[Block]) -> str | None:
     def randn(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator).to(reference.device, reference.dtype)
 
-    tolerance = 1e-3 if reference.dtype in (torch.float32, torch.float64) else 5e-2
     modes = [(part, part.training) for part in module.modules()]
     try:
         for part, _ in modes:
             part.training = False
         with torch.no_grad():
             examples = block.example(module, randn)
-            expected = [_tensors(block.results(module, example)) for example in examples]
+            try:
+                expected = [_tensors(block.results(module, example)) for example in examples]
+            except Exception as error:
+                return f"its own forward fails on an example: {type(error).__name__}: {error}"
             replace(module, block)
             try:
                 got = [_tensors(block.results(module, example)) for example in examples]
@@ -149,15 +177,16 @@ def disagreement(module: nn.Module, block: type[Block]) -> str | None:
     finally:
         for part, mode in modes:
             part.training = mode
-    for number, (theirs, ours) in enumerate(zip(expected, got, strict=True)):
+    tolerance = 1e-3 if reference.dtype in (torch.float32, torch.float64) else 5e-2
+    for theirs, ours in zip(expected, got, strict=True):
         if [t.shape for t in theirs] != [t.shape for t in ours]:
-            shapes = f"{[list(t.shape) for t in ours]} for {[list(t.shape) for t in theirs]}"
-            return f"its forward returns something else: {shapes} (example {number})"
+            shapes = " for ".join(str([list(t.shape) for t in result]) for result in (ours, theirs))
+            return f"its forward returns something else: {shapes}"
         for a, b in zip(theirs, ours, strict=True):
             finite = torch.isfinite(a)  # weights that were never set may be anything
             a, b = a[finite].double(), b[finite].double()
-            if (a - b).norm() > tolerance * a.norm():
-                return f"its forward computes something else: off by {(a - b).norm() / a.norm():.2g} (example {number})"
+            if not (a - b).norm() <= tolerance * a.norm():
+                return f"its forward computes something else: off by {(a - b).norm() / a.norm():.2g}"
     return None
 
 

@@ -1,4 +1,4 @@
-"""The convolutions inside foreign blocks: what they hold, in each spelling of weight norm, and whether they are plain."""
+"""The convolutions inside foreign blocks: what they hold, in each spelling of weight norm; whether they are plain."""
 
 from __future__ import annotations
 

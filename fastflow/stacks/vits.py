@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from fastflow.stacks.block import Block
+from fastflow.stacks.couplings import ResidualCoupling
 from fastflow.stacks.gated import FusedWN
 
 
@@ -22,4 +24,41 @@ class WN(FusedWN):
         return super().forward(x, x_mask, g, **kwargs) if out is None else out
 
 
-BLOCKS: tuple[type[Block], ...] = (WN,)
+class Coupling(ResidualCoupling):
+    """`modules.ResidualCouplingLayer`; in Coqui's models `ResidualCouplingBlock`."""
+
+    stack = "VITS"
+    parts = ("pre", "enc", "post")
+    forward_arguments = ("x", "x_mask", "g", "reverse")
+    mean_only_attribute = "mean_only"
+
+    def forward(self, x: Tensor, x_mask: Any, g: Tensor | None = None, reverse: bool = False) -> Any:
+        y, log_det = self._coupled(x, x_mask, g, reverse)
+        return y if reverse else (y, log_det)
+
+
+class CouplingOfRVC(Coupling):
+    """The same in RVC, which returns a zero in place of a log-determinant in reverse."""
+
+    stack = "RVC"
+
+    def forward(self, x: Tensor, x_mask: Any, g: Tensor | None = None, reverse: bool = False) -> Any:
+        y, log_det = self._coupled(x, x_mask, g, reverse)
+        return y, torch.zeros([1]) if reverse else log_det
+
+
+class TransformerFlow(Block):
+    """The flow of MeloTTS and Bert-VITS2, whose couplings' networks are transformers."""
+
+    stack = "MeloTTS, Bert-VITS2"
+
+    @classmethod
+    def knows(cls, module: nn.Module) -> bool:
+        return type(module).__name__ == "TransformerCouplingBlock"
+
+    @classmethod
+    def objection(cls, module: nn.Module) -> str | None:
+        return "its networks are transformers, not gated stacks"
+
+
+BLOCKS: tuple[type[Block], ...] = (WN, Coupling, CouplingOfRVC, TransformerFlow)

@@ -7,14 +7,13 @@ from typing import NamedTuple
 
 from torch import nn
 
-from fastflow.ops import registry
 from fastflow.stacks import block as blocks
 from fastflow.stacks.block import Block
 from fastflow.stacks.known import BLOCKS
 
 
 class AccelerateError(RuntimeError):
-    """`strict` was asked for, and nothing was found to replace, or something known had to be left."""
+    """`strict` was asked for, and a known block cannot be replaced, or there is nothing to replace."""
 
 
 class Entry(NamedTuple):
@@ -34,6 +33,8 @@ class Entry(NamedTuple):
     """What "auto" runs the operation on, for this block's dtype and device; "" where it was left."""
     reason: str
     """Why that backend, or why the block was left."""
+    refused: bool = False
+    """Whether it was left because it cannot be replaced, and not because the original is as fast."""
 
     @property
     def replaced(self) -> bool:
@@ -63,6 +64,11 @@ class Report:
     def left(self) -> list[Entry]:
         """What is known, but was left alone; `reason` says why."""
         return [entry for entry in self.entries if not entry.replaced]
+
+    @property
+    def refused(self) -> list[Entry]:
+        """What of that cannot be replaced; the rest is as fast as it is."""
+        return [entry for entry in self.entries if entry.refused]
 
     def revert(self) -> None:
         """Make every block the original again, bit for bit. A second call does nothing."""
@@ -99,7 +105,7 @@ def accelerate(module: nn.Module, *, strict: bool = False) -> Report:
 
     Args:
         module: any model.
-        strict: raise, and change nothing, unless there is something to replace and every known block can be.
+        strict: raise, and change nothing, if a known block cannot be replaced, or there is nothing to replace.
 
     Returns:
         the report: print it, iterate over it, or `revert` with it.
@@ -114,28 +120,43 @@ def accelerate(module: nn.Module, *, strict: bool = False) -> Report:
     for path, part in module.named_modules(remove_duplicate=False):
         names.setdefault(part, []).append(path)
     entries, chosen = [], []
+    inside: set[nn.Module] = set()  # of blocks that do the work of their parts
     for part, (path, *also) in names.items():
-        block = next((known for known in BLOCKS if known.knows(part)), None)
-        if block is None:
+        if part in inside:
             continue
+        known = [block for block in BLOCKS if block.knows(part)]
+        if not known:
+            continue
+        block, refusal = _fitting(part, known)
         of = blocks.original(part) if isinstance(part, Block) else type(part)
         about = (path, tuple(also), f"{of.__module__}.{of.__qualname__}", block.stack)
-        reason = _objection(part, block)
-        if reason is None:
-            entries.append(Entry(*about, block.op, *registry.chosen(block.op, next(part.parameters()))))
-            chosen.append((part, block))
+        if refusal is not None:
+            entries.append(Entry(*about, "", "", refusal, True))
+        elif (gainless := block.no_gain(part)) is not None:
+            entries.append(Entry(*about, "", "", gainless))
         else:
-            entries.append(Entry(*about, "", "", reason))
+            entries.append(Entry(*about, block.op, *block.backend(part)))
+            chosen.append((part, block))
+            if block.whole:
+                inside.update(part.modules())
     report = Report(entries, [part for part, _ in chosen])
-    if strict and (not chosen or report.left):
-        left = "".join(f"\n  {e.path or '(the model)'} ({e.cls}): {e.reason}" for e in report.left)
-        raise AccelerateError(f"`strict`: {'known blocks would be left' if left else 'no known block'}{left}")
+    if strict and (not chosen or report.refused):
+        found = "known blocks cannot be replaced" if report.refused else "there is nothing to replace"
+        lines = [f"\n  {e.path or '(the model)'} ({e.cls}): {e.reason}" for e in report.refused or report.left]
+        raise AccelerateError(f"`strict`: {found}{''.join(lines)}")
     for part, block in chosen:
         blocks.replace(part, block)
     return report
 
 
-def _objection(module: nn.Module, block: type[Block]) -> str | None:
+def _fitting(module: nn.Module, known: list[type[Block]]) -> tuple[type[Block], str | None]:
+    """Return the kind of block that can replace a module; or the first that knows it, and why it cannot."""
     if isinstance(module, Block):
-        return "replaced by an earlier call"
-    return block.objection(module) or blocks.disagreement(module, block)
+        return blocks.kind(module), "replaced by an earlier call"
+    reasons = []
+    for block in known:
+        reason = block.objection(module) or blocks.disagreement(module, block)
+        if reason is None:
+            return block, None
+        reasons.append(reason)
+    return known[0], reasons[0]

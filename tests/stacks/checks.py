@@ -38,7 +38,17 @@ def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
     return module
 
 
-def run(module: nn.Module, call: Callable[[], Any], inputs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+def inputs_of(*shapes: tuple[int, ...] | None) -> list[Any]:
+    """Random tensors whose gradients are wanted; None for None."""
+    return [None if shape is None else torch.randn(*shape, requires_grad=True) for shape in shapes]
+
+
+def masked(*lengths: int) -> Tensor:
+    """A mask [B, 1, T] of these lengths."""
+    return (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None])[:, None].float()
+
+
+def run(module: nn.Module, call: Callable[[], Any], inputs: list[Any]) -> tuple[list[Tensor], list[Tensor]]:
     """Return the outputs of `call` and the gradients of all parameters and `inputs`, from one fixed loss."""
     outputs = tensors(call())
     loss = torch.zeros(())
@@ -46,7 +56,9 @@ def run(module: nn.Module, call: Callable[[], Any], inputs: list[Tensor]) -> tup
         if out.requires_grad:
             weight = torch.linspace(-1, 1, out.numel()).view(out.shape) + 0.1 * i
             loss = loss + (out * weight.to(out)).sum().float()
-    wanted = [p for p in module.parameters() if p.requires_grad] + [t for t in inputs if t.requires_grad]
+    wanted = [p for p in module.parameters() if p.requires_grad] + [
+        t for t in inputs if t is not None and t.requires_grad
+    ]
     found = torch.autograd.grad(loss, wanted, allow_unused=True)
     grads = [torch.zeros_like(w) if g is None else g for w, g in zip(wanted, found, strict=True)]
     return [out.detach() for out in outputs], grads
@@ -56,12 +68,12 @@ def close(got: list[Tensor], expected: list[Tensor], rtol: float = RTOL, atol: f
     assert len(got) == len(expected)
     for a, b in zip(got, expected, strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype
-        scale = float(b.abs().max()) if b.numel() else 0.0
+        scale = float(b.detach().abs().max()) if b.numel() else 0.0
         torch.testing.assert_close(a, b, rtol=rtol, atol=atol * max(1.0, scale))
 
 
 def replaced_equals_original(
-    module: nn.Module, call: Callable[[], Any], inputs: list[Tensor], expected: int, *, also_training: bool = True
+    module: nn.Module, call: Callable[[], Any], inputs: list[Any], expected: int, *, also_training: bool = True
 ) -> Report:
     """Hold outputs, gradients and state against the original's, in evaluation and training; revert is bit for bit.
 

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from fastflow.stacks import accelerate
+from tests.stacks.checks import inputs_of, masked, randomise, replaced_equals_original
+from tests.stacks.espnet_twin import ResidualAffineCouplingLayer, WaveNet
+from tests.stacks.vits_twin import NORMS
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"glo": 3},
+        {"aux": 4, "glo": 3, "base": 2, "scale": True, "skip_scale": False},
+        {"first": 1, "aux": 4, "base": 2, "scale": True},
+    ],
+    ids=["VITS", "VITS, speakers", "both conditionings", "first and last convolution"],
+)
+def test_wavenet_is_the_original(norm: str, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    module = randomise(WaveNet(8, 3, norm=norm, **options))
+    first, aux, glo = (options.get(name, 0) for name in ("first", "aux", "glo"))
+    x, c, g = inputs_of((2, first or 8, 21), (2, aux, 21) if aux else None, (2, glo, 1) if glo else None)
+    mask = None if first else masked(21, 13)
+    replaced_equals_original(module, lambda: module(x if mask is None else x * mask, mask, c=c, g=g), [x, c, g], 1)
+
+
+def test_one_of_two_conditionings_runs_the_original() -> None:
+    torch.manual_seed(0)
+    module = randomise(WaveNet(8, 2, aux=4, glo=3)).eval()
+    x, c = torch.randn(2, 8, 21), torch.randn(2, 4, 21)
+    expected = module(x, c=c)
+    accelerate(module, strict=True)
+    assert torch.equal(module(x, c=c), expected)
+
+
+def test_dropout_in_training_is_the_originals() -> None:
+    torch.manual_seed(0)
+    module, x = WaveNet(8, 2, p=0.5), torch.randn(2, 8, 21)
+    torch.manual_seed(1)
+    expected = module(x)
+    accelerate(module, strict=True)
+    torch.manual_seed(1)
+    assert torch.equal(module(x), expected)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_coupling_is_the_original(inverse: bool) -> None:
+    torch.manual_seed(0)
+    module = randomise(ResidualAffineCouplingLayer(6, 8, 2, 3, True))
+    x, g = inputs_of((2, 6, 21), (2, 3, 1))
+    replaced_equals_original(module, lambda: module(x, masked(21, 13), g=g, inverse=inverse), [x, g], 2)
