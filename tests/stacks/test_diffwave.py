@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastflow.stacks import accelerate
+from tests.stacks.checks import randomise, replaced_equals_original
+from tests.stacks.diffwave_twin import DiffWave, WaveNet
+
+
+@pytest.mark.parametrize("mels", [5, None])
+def test_diffwave_is_the_original(mels: int | None) -> None:
+    torch.manual_seed(0)
+    model = randomise(DiffWave(mels=mels))
+    audio, step = torch.randn(2, 21, requires_grad=True), torch.randn(2, 6, requires_grad=True)
+    spec = None if mels is None else torch.randn(2, 5, 21, requires_grad=True)
+    inputs = [audio, step, *([] if spec is None else [spec])]
+    report = replaced_equals_original(model, lambda: model(audio, step, spec), inputs, 1)
+    assert report.entries[0].path == "residual_layers" and report.entries[0].stack == "DiffWave"
+
+
+def test_the_network_of_diffsinger_is_the_original() -> None:
+    torch.manual_seed(0)
+    model = randomise(WaveNet())
+    spec, step, cond = (torch.randn(shape, requires_grad=True) for shape in ((2, 5, 13), (2, 8), (2, 7, 13)))
+    report = replaced_equals_original(model, lambda: model(spec, step, cond), [spec, step, cond], 1)
+    assert report.entries[0].stack == "DiffSinger, so-vits-svc"
+
+
+def test_the_order_of_the_gate_is_noticed() -> None:
+    model = randomise(DiffWave())
+
+    class TanhFirst(DiffWave.ResidualBlock):
+        def forward(self, x, diffusion_step, conditioner=None):  # type: ignore[no-untyped-def]
+            y = self.dilated_conv(x + self.diffusion_projection(diffusion_step)[:, :, None])
+            filtered, gated = (y + self.conditioner_projection(conditioner)).chunk(2, 1)
+            residual, skip = self.output_projection(torch.tanh(filtered) * torch.sigmoid(gated)).chunk(2, 1)
+            return (x + residual) / 2**0.5, skip
+
+    for layer in model.residual_layers:
+        layer.__class__ = TanhFirst
+    assert "computes something else" in accelerate(model).left[0].reason
