@@ -426,8 +426,8 @@ def machine() -> str:
 
 
 def store(rows: Sequence[CpuRow], folder: Path) -> None:
-    """Add rows to those of earlier runs; a newer one replaces an older."""
-    path = folder / machine() / "cpu.json"
+    """Add rows of one part to those of earlier runs; a newer one replaces an older."""
+    path = folder / machine() / f"{rows[0].part}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     kept = {(*CpuRow(**row).key(), row["threads"]): row for row in before}

@@ -225,6 +225,18 @@ def test_packed_weights_follow_every_change(norm: str) -> None:
         same()
 
 
+def test_weight_norm_removed_before() -> None:
+    """Which leaves a buffer where a parametrization was removed without gradients, as Coqui's `store_inverse` does."""
+    model = flow("parametrizations")
+    enc = model.flows[0].enc
+    for layer in (*enc.in_layers, *enc.res_skip_layers):
+        nn.utils.parametrize.remove_parametrizations(layer, "weight")
+    with torch.no_grad():
+        expected = model(X, MASK)
+        accelerate(model, strict=True)
+        close([model(X, MASK)], [expected])
+
+
 def test_weight_of_the_hooks_is_never_read() -> None:
     """It is as old as the last forward."""
     model, twin = flow("hooks"), flow("hooks")

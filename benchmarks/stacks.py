@@ -1,0 +1,328 @@
+"""Check and time other people's models, as they are and after `fastflow.accelerate`.
+
+    make stacks                                             # installs the packages, in .venv/stacks
+    PYTHONPATH=.venv/stacks .venv/bin/python -m benchmarks.stacks                 # every model: some minutes
+    PYTHONPATH=.venv/stacks .venv/bin/python -m benchmarks.stacks --case "Coqui VITS, text to speech"
+    python -m benchmarks.stacks --tiny --rounds 1           # the same code at toy sizes, to see that it runs
+
+Each model is made twice with the same random weights; one of the two is accelerated. Both are given the same inputs
+and the same noise, and take turns. A model that is out of bounds gets no time; the exit status is then 1. Durations are
+five frames for every character; the models' own predictors run, but random weights predict any length.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import statistics
+import sys
+import time
+import types
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import fastflow
+from benchmarks import gpu
+from benchmarks.cpu import CpuRow, machine, store
+from benchmarks.gpu import RESULTS
+
+BOUND = 1e-4
+"""Of a whole model in float32: rms of the error over rms of the signal."""
+
+
+class Case(NamedTuple):
+    """A model with random weights, and how it is used."""
+
+    model: nn.Module
+    call: Callable[[nn.Module], Any]
+    """Runs a model like `model`; the noise is the same in every call."""
+    samples: int = 0
+    """Samples of audio, or steps of a mel spectrogram, that a call makes."""
+
+
+def randomise(module: nn.Module) -> None:
+    """Give parameters that start at zero, of which the last of every coupling are, values that matter."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in module.parameters():
+            if p.dim() >= 2 and not p.any():
+                p.copy_(0.02 * torch.randn(p.shape, generator=generator))
+
+
+def fixed_durations(predictor: nn.Module, log_duration: float) -> None:
+    """Let a duration predictor run and then say this for every character."""
+    predict = predictor.forward
+
+    def forward(x: Tensor, mask: Tensor, *args: Any, **options: Any) -> Tensor:
+        predict(x, mask, *args, **options)
+        return torch.full_like(mask, log_duration)
+
+    predictor.forward = forward  # type: ignore[method-assign]
+
+
+FIVE = math.log(4.9)  # rounded up after exp
+
+
+def _text(tiny: bool) -> Tensor:
+    return torch.randint(1, 20, (1, 6 if tiny else 100), generator=torch.Generator().manual_seed(0))
+
+
+def _seeded(run: Callable[[nn.Module], Any]) -> Callable[[nn.Module], Any]:
+    def call(model: nn.Module) -> Any:
+        torch.manual_seed(0)
+        return run(model)
+
+    return call
+
+
+def transformers_vits(tiny: bool) -> Case:
+    """`VitsModel` of transformers with its default sizes, those of facebook/mms-tts."""
+    from transformers import VitsConfig, VitsModel
+
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "ffn_dim": 16,
+        "flow_size": 8,
+        "prior_encoder_num_flows": 2,
+        "prior_encoder_num_wavenet_layers": 2,
+        "posterior_encoder_num_wavenet_layers": 2,
+        "spectrogram_bins": 9,
+        "upsample_initial_channel": 32,
+    }
+    model = VitsModel(VitsConfig(**(sizes if tiny else {}))).eval()
+    fixed_durations(model.duration_predictor, FIVE)
+    text = _text(tiny)
+    return Case(model, _seeded(lambda m: m(text).waveform), 5 * text.shape[1] * 256)
+
+
+def transformers_vits_medium(tiny: bool) -> Case:
+    """The same with a decoder of the size of Piper's medium voices."""
+    from transformers import VitsConfig, VitsModel
+
+    if tiny:
+        return transformers_vits(tiny)
+    decoder: dict[str, Any] = {
+        "upsample_rates": [8, 8, 4],
+        "upsample_kernel_sizes": [16, 16, 8],
+        "upsample_initial_channel": 256,
+        "resblock_kernel_sizes": [3, 5, 7],
+        "resblock_dilation_sizes": [[1], [2], [3]],
+    }
+    model = VitsModel(VitsConfig(**decoder)).eval()
+    fixed_durations(model.duration_predictor, FIVE)
+    text = _text(tiny)
+    return Case(model, _seeded(lambda m: m(text).waveform), 5 * text.shape[1] * 256)
+
+
+def stub_torchaudio() -> None:
+    """Let Coqui's package be imported without torchaudio and torchcodec, which its models do not use."""
+    for name in ("torchaudio", "torchaudio.transforms", "torchaudio.functional", "torchcodec"):
+        if name not in sys.modules:
+            stub = types.ModuleType(name)
+            stub.__spec__ = ModuleSpec(name, None)
+            sys.modules[name] = stub
+
+
+def coqui_vits_model(tiny: bool, speaker: int = 0) -> nn.Module:
+    """`Vits`, conditioned on a vector of `speaker` values, or none."""
+    stub_torchaudio()
+    from TTS.tts.configs.vits_config import VitsConfig
+    from TTS.tts.models.vits import Vits, VitsArgs
+
+    sizes: dict[str, Any] = {
+        "hidden_channels": 16,
+        "hidden_channels_ffn_text_encoder": 16,
+        "num_layers_text_encoder": 1,
+        "num_layers_posterior_encoder": 2,
+        "num_layers_flow": 2,
+        "out_channels": 9,
+        "spec_segment_size": 4,
+        "upsample_initial_channel_decoder": 32,
+    }
+    more: dict[str, Any] = {"use_d_vector_file": True, "d_vector_dim": speaker} if speaker else {}
+    arguments = VitsArgs(num_chars=40, init_discriminator=False, **(sizes if tiny else {}), **more)
+    model: nn.Module = Vits(VitsConfig(model_args=arguments)).eval()
+    fixed_durations(model.duration_predictor, FIVE)  # type: ignore[arg-type]
+    return model
+
+
+def coqui_vits(tiny: bool) -> Case:
+    """Coqui's `Vits` from text to audio."""
+    model, text = coqui_vits_model(tiny), _text(tiny)
+    return Case(model, _seeded(lambda m: m.inference(text)["model_outputs"]), 5 * text.shape[1] * 256)
+
+
+def coqui_voice_conversion(tiny: bool) -> Case:
+    """Coqui's `Vits` from one voice to another: posterior encoder, flow both ways, decoder."""
+    width = 8 if tiny else 256
+    model: Any = coqui_vits_model(tiny, width)
+    model.speaker_manager = types.SimpleNamespace(num_speakers=2)
+    frames = 12 if tiny else 500
+    generator = torch.Generator().manual_seed(0)
+    spectrogram = torch.randn(1, model.args.out_channels, frames, generator=generator)
+    voices = torch.randn(2, 1, width, generator=generator)
+    lengths = torch.tensor([frames])
+
+    def convert(m: Any) -> Any:
+        return m.inference_voice_conversion(spectrogram, lengths, *voices)[0]
+
+    return Case(model, _seeded(convert), frames * 256)
+
+
+def coqui_glow_tts(tiny: bool) -> Case:
+    """Coqui's `GlowTTS` from text to a mel spectrogram, as trained."""
+    stub_torchaudio()
+    from TTS.tts.configs.glow_tts_config import GlowTTSConfig
+    from TTS.tts.models.glow_tts import GlowTTS
+
+    sizes: dict[str, Any] = {
+        "hidden_channels_enc": 16,
+        "hidden_channels_dec": 16,
+        "hidden_channels_dp": 16,
+        "num_flow_blocks_dec": 2,
+        "num_block_layers": 2,
+        "out_channels": 8,
+        "encoder_params": {
+            "kernel_size": 3,
+            "dropout_p": 0.1,
+            "num_layers": 1,
+            "num_heads": 2,
+            "hidden_channels_ffn": 16,
+            "input_length": None,
+        },
+    }
+    model = GlowTTS(GlowTTSConfig(num_chars=40, inference_noise_scale=0.667, **(sizes if tiny else {}))).eval()
+    fixed_durations(model.encoder.duration_predictor, math.log(5.9))  # less one after exp
+    text = _text(tiny)
+    aux = {"x_lengths": torch.tensor([text.shape[1]]), "d_vectors": None, "speaker_ids": None}
+    return Case(model, _seeded(lambda m: m.inference(text, aux)["model_outputs"]), 5 * text.shape[1])
+
+
+def coqui_glow_tts_stored(tiny: bool) -> Case:
+    """The same after `store_inverse`, as `load_checkpoint(eval=True)` leaves it: no weight norm, inverses kept."""
+    case = coqui_glow_tts(tiny)
+    case.model.store_inverse()  # type: ignore[operator]
+    return case
+
+
+def espnet_vits(tiny: bool) -> Case:
+    """ESPnet's `VITSGenerator` from text to audio."""
+    from espnet2.gan_tts.vits.generator import VITSGenerator
+
+    sizes: dict[str, Any] = {
+        "aux_channels": 9,
+        "hidden_channels": 16,
+        "segment_size": 4,
+        "text_encoder_blocks": 1,
+        "decoder_channels": 32,
+        "posterior_encoder_layers": 2,
+        "flow_layers": 2,
+    }
+    # the layers of the recipes
+    kernels = {"text_encoder_positionwise_conv_kernel_size": 3}
+    model = VITSGenerator(40, **kernels, **(sizes if tiny else {})).eval()
+    fixed_durations(model.duration_predictor, FIVE)
+    text = _text(tiny)
+    lengths = torch.tensor([text.shape[1]])
+    return Case(model, _seeded(lambda m: m.inference(text, lengths)[0]), 5 * text.shape[1] * 256)
+
+
+CASES: dict[str, Callable[[bool], Case]] = {
+    "transformers VITS, text to speech": transformers_vits,
+    "transformers VITS with Piper's medium decoder, text to speech": transformers_vits_medium,
+    "Coqui VITS, text to speech": coqui_vits,
+    "Coqui VITS, voice conversion": coqui_voice_conversion,
+    "Coqui Glow-TTS, text to mel": coqui_glow_tts,
+    "Coqui Glow-TTS after store_inverse, text to mel": coqui_glow_tts_stored,
+    "ESPnet VITS, text to speech": espnet_vits,
+}
+
+
+def made(maker: Callable[[bool], Case], tiny: bool) -> Case:
+    """Make a case, each time with the same weights."""
+    torch.manual_seed(0)
+    case = maker(tiny)
+    randomise(case.model)
+    return case
+
+
+@torch.no_grad()
+def bench(name: str, tiny: bool, rounds: int) -> tuple[list[CpuRow], str]:
+    """Return the rows of the original and of the accelerated model, and the report."""
+    cases = [made(CASES[name], tiny) for _ in range(2)]
+    report = fastflow.accelerate(cases[1].model)
+    variants = ("original", "fastflow")
+    rows = [
+        CpuRow("stacks", name, "", "float32", variant, samples=cases[0].samples, threads=torch.get_num_threads())
+        for variant in variants
+    ]
+    expected, got = (case.call(case.model).double() for case in cases)
+    ours = rows[1]
+    ours.error, ours.bound = float((got - expected).norm() / expected.norm()), BOUND
+    if not report.replaced:
+        ours.refused = "nothing was replaced"
+    elif not ours.error <= BOUND:
+        ours.refused = "out of bounds"
+    times: list[list[float]] = [[], []]
+    for turn in range(0 if ours.refused else rounds):
+        for i in (0, 1) if turn % 2 else (1, 0):
+            start = time.perf_counter()
+            cases[i].call(cases[i].model)
+            times[i].append((time.perf_counter() - start) * 1e3)
+    for row, taken in zip(rows, times, strict=True):
+        row.load = os.getloadavg()[0]
+        if taken:
+            quantiles = statistics.quantiles(taken, n=10, method="inclusive") if len(taken) > 1 else taken * 9
+            row.median_ms, row.p20_ms, row.p80_ms = statistics.median(taken), quantiles[1], quantiles[7]
+            row.min_ms, row.rounds = min(taken), rounds
+    return rows, str(report)
+
+
+def line(rows: Sequence[CpuRow]) -> str:
+    """Return one case's times and their ratio, of medians and of the least."""
+    before, after = rows
+    if after.refused or not (before.median_ms and after.median_ms and before.min_ms and after.min_ms):
+        return f"| {after.case} | {after.refused} | | | |"
+    ratio = f"{before.median_ms / after.median_ms:.3f} ({before.min_ms / after.min_ms:.3f})"
+    return f"| {after.case} | {before.median_ms:.0f} | {after.median_ms:.0f} | {ratio} | {after.error:.1e} |"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--tiny", action="store_true", help="toy sizes, to see that everything runs")
+    parser.add_argument("--case", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--note", default="", help="what else is known of the machine's state; stored with the rows")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--commit", default=gpu.commit(), help="what the rows say was measured")
+    parser.add_argument("--verbose", action="store_true", help="print each report")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    about = gpu.about(torch.device("cpu"), options.commit) | {"cores": str(os.cpu_count()), "note": options.note}
+    about |= {name: gpu._version(name) for name in ("transformers", "coqui-tts", "espnet")}
+    print(f"{machine()}, {options.threads} threads")
+    print(
+        "| model | before, ms | after, ms | times as fast, medians (least) | error |\n|---|---:|---:|---:|---:|",
+        flush=True,
+    )
+    failed = False
+    for name in options.case:
+        rows, report = bench(name, options.tiny, options.rounds)
+        for row in rows:
+            row.about = about
+        failed |= any(row.refused for row in rows)
+        store(rows, options.out)
+        print(line(rows) + (f"\n{report}\n" if options.verbose else ""), flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
