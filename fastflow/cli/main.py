@@ -14,6 +14,7 @@ COMMANDS = {
     "vocode": "Turn mel spectrograms, or audio by way of its mel spectrogram, into audio.",
     "convert": "Rewrite a published checkpoint as a safe .safetensors file.",
     "train": "Train a small WaveGlow on a folder of audio.",
+    "verify": "Hold a model's fast form against the original, side by side: errors and times.",
     "info": "Show versions, what is compiled and which backends can run.",
 }
 

@@ -71,7 +71,7 @@ def check_device(name: str) -> None:
         AssertionError,
         NotImplementedError,
     ) as error:  # CPU-only builds raise AssertionError
-        raise UsageError(f"`--device {name}` cannot be used: {_first_line(error)}") from error
+        raise UsageError(f"`--device {name}` cannot be used: {first_line(error)}") from error
 
 
 def check_backend(name: str) -> None:
@@ -131,13 +131,13 @@ def describe(name: str, error: BaseException) -> str:
         elsewhere = error.filename is not None and str(error.filename) != name
         return f"{name}: {error.strerror}{f' ({error.filename})' if elsewhere else ''}"
     if isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error):
-        return f"{name}: out of memory ({_first_line(error)})"
+        return f"{name}: out of memory ({first_line(error)})"
     own = type(error).__module__.startswith("fastflow.")
-    reason = str(error).replace(name, printable(name)) if own else _first_line(error)
+    reason = str(error).replace(name, printable(name)) if own else first_line(error)
     name = printable(name)
     return reason if name in reason else f"{name}: {reason}"
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     line = next(iter(str(error).strip().splitlines()), type(error).__name__)
     return line if len(line) <= LONGEST_REASON else f"{line[:LONGEST_REASON]}..."
