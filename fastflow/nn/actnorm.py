@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastflow.nn.shapes import as_steps
 from fastflow.ops.actnorm.api import actnorm, actnorm_init
 
 
@@ -34,7 +35,7 @@ class ActNorm(nn.Module):
         self.scale = nn.Parameter(torch.ones(1, channels, 1))
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None, reverse: bool = False) -> tuple[Tensor, Tensor]:
-        """Return y [B, C, T] and the log-determinant [B]; see `fastflow.ops.actnorm`.
+        """Return y in the shape of `x`, [B, C, T] or [B, C, H, W], and the log-determinant [B]; see `fastflow.ops`.
 
         Raises:
             ValueError: `x` does not fit, or has fewer than two steps to initialise from.
@@ -44,12 +45,13 @@ class ActNorm(nn.Module):
             if reverse:
                 raise RuntimeError("ActNorm must see data (a forward or a state dict) before `reverse`")
             self.initialize(x, mask=mask)
-        return actnorm(x, self.loc, self.scale, mask=mask, reverse=reverse)
+        y, log_det = actnorm(as_steps(x), self.loc, self.scale, mask=as_steps(mask), reverse=reverse)
+        return y.view(x.shape), log_det
 
     @torch.no_grad()
     def initialize(self, x: Tensor, *, mask: Tensor | None = None) -> None:
-        """Set loc and scale from `x` [B, C, T]."""
-        loc, scale = actnorm_init(x, mask=mask)
+        """Set loc and scale from `x` [B, C, T] or [B, C, H, W]."""
+        loc, scale = actnorm_init(as_steps(x), mask=as_steps(mask))
         self.loc.copy_(loc[:, None])
         self.scale.copy_(scale[:, None])
         self.initialized = True

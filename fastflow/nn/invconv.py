@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fastflow.nn.packing import PackingModule
+from fastflow.nn.shapes import as_steps
 from fastflow.ops.invconv1x1.api import PLU, invconv1x1, inverse, multiply
 
 
@@ -51,12 +52,13 @@ class InvertibleConv1x1(PackingModule[tuple[Tensor, Tensor]]):
         return PLU(permutation, self.lower, self.upper, sign, self.log_s)
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None, reverse: bool = False) -> tuple[Tensor, Tensor]:
-        """Return y [B, C, T] and the log-determinant [B]; see `fastflow.ops.invconv1x1`.
+        """Return y in the shape of `x`, [B, C, T] or [B, C, H, W], and the log-determinant [B]; see `fastflow.ops`.
 
         Raises:
             ValueError: `x` does not fit, or the weight to invert is singular.
         """
-        return invconv1x1(x, self.weight(), mask=mask, reverse=reverse)
+        y, log_det = invconv1x1(as_steps(x), self.weight(), mask=as_steps(mask), reverse=reverse)
+        return y.view(x.shape), log_det
 
     def infer(self, y: Tensor, *, name: str = "weight") -> Tensor:
         """Return x [B, C, T] from `y`, without the log-determinant, by an inverse that is kept between calls.

@@ -133,7 +133,7 @@ def test_coupling_inverts_and_keeps_one_half(form: str, transform_first: bool) -
 
 
 def test_coupling_names_what_does_not_fit() -> None:
-    with pytest.raises(ValueError, match=r"`x` must be \[B, C, T\] with C even; got \[1, 3, 2\]"):
+    with pytest.raises(ValueError, match=r"`x` must be \[B, C, T\] or \[B, C, H, W\] with C even; got \[1, 3, 2\]"):
         AffineCoupling(nn.Identity())(torch.zeros(1, 3, 2))
     with pytest.raises(ValueError, match=r"`net` must return 4 channels for the form 'exp'; got \[1, 2, 2\]"):
         AffineCoupling(nn.Identity())(torch.zeros(1, 4, 2))

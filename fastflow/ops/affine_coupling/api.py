@@ -45,6 +45,12 @@ def _backward(ctx: Any, grad: Tensor, grad_log_det: Tensor) -> tuple[Any, ...]:
 _affine_coupling.register_autograd(_backward, setup_context=_setup)
 
 
+def check_form(form: str) -> None:
+    """Raise ValueError unless `form` is one of FORMS."""
+    if form not in FORMS:
+        raise ValueError(f"`form` must be one of {', '.join(FORMS)}; got {form!r}")
+
+
 def affine_coupling(
     x: Tensor,
     shift: Tensor,
@@ -83,8 +89,7 @@ def affine_coupling(
     """
     checks.check_floating("x", x)
     checks.check_shape("x", x, "[B, C, T]", (None, None, None))
-    if form not in FORMS:
-        raise ValueError(f"`form` must be one of {', '.join(FORMS)}; got {form!r}")
+    check_form(form)
     if (log_scale is None) != (form == "additive"):
         got = "None" if log_scale is None else checks.shape_of(log_scale)
         raise ValueError(f"`log_scale` must be None exactly when `form` is 'additive'; got {got} with {form!r}")

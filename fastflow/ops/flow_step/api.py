@@ -112,8 +112,7 @@ def flow_step(
     batch, channels, steps = x.shape
     if channels < 2 or channels % 2:
         raise ValueError(f"`x` must be [B, C, T] with C even; got {list(x.shape)}")
-    if form not in coupling.FORMS:
-        raise ValueError(f"`form` must be one of {', '.join(coupling.FORMS)}; got {form!r}")
+    coupling.check_form(form)
     if reverse and n_early:
         raise ValueError(f"`n_early` must be 0 in reverse, where channels join; got {n_early}")
     if not reverse and early is not None:
