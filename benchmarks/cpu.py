@@ -17,54 +17,43 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import gc
 import importlib.util
 import json
 import os
-import re
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks import cases, gpu
-from benchmarks.cases import Block, Maker
-from benchmarks.gpu import RESULTS, SIGMA, Row, converted, wider, worst
-from benchmarks.published import PublishedWaveGlow, PublishedWN
 from fastflow import ops
+from fastflow.bench import cases, models, rows, text
+from fastflow.bench.cases import Block, Case, Maker
+from fastflow.bench.check import converted, wider, worst
+from fastflow.bench.models import SIGMA
+from fastflow.bench.processes import Answers, Ended, Process
+from fastflow.bench.published import PublishedHiFiGAN, PublishedWaveGlow, PublishedWN
+from fastflow.bench.rows import Row
+from fastflow.bench.timing import AGAIN, COPY, RATE, Own, peak_mb, rates
 
+RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[1]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 36), "MALLOC_TOP_PAD_": str(1 << 26)}
 """What makes glibc keep memory: else it maps and unmaps every large tensor, and pages it in anew each time."""
-PEERS = ("eager", "eager, kept", "compile", "compile, kept", "onnxruntime", "openvino")
+CHANNELS_LAST, HIFI_GAN = "eager, channels last", "HiFi-GAN V1, eager"
+PEERS = ("eager", "eager, kept", CHANNELS_LAST, "compile", "compile, kept", "onnxruntime", "openvino", HIFI_GAN)
 OURS = "fastflow"
-RATE = "matrix product"
+VARIANTS = (*PEERS, OURS, OURS + AGAIN)
 NEEDS = {"onnxruntime": ("onnx", "onnxruntime", "onnxscript"), "openvino": ("onnx", "onnxscript", "openvino")}
-
-
-@dataclass
-class CpuRow(Row):
-    """One variant of one case, with what a CPU's figures depend on besides."""
-
-    threads: int = 0
-    min_ms: float | None = None
-    flops: float = 0.0  # that the published formula takes
-    rate: float = 0.0  # of matrix products in this dtype in the same run, FLOP/s
-    peak_mb: float = 0.0  # resident memory at most while it runs
-    load: float = 0.0  # the system's load average at the end
-
-    @property
-    def fraction(self) -> float:
-        """The published formula's arithmetic over the time, as a fraction of the rate of matrix products."""
-        return self.flops / (self.median_ms or 1) * 1e3 / self.rate if self.rate and self.median_ms else 0.0
 
 
 # The cases
@@ -76,7 +65,7 @@ class Problem(NamedTuple):
     published: Callable[[], nn.Module]
     ours: Callable[[], Callable[..., Tensor]]
     inputs: tuple[Tensor, ...]
-    flops: float
+    cost: Case
     samples: int = 0  # of audio
 
 
@@ -94,7 +83,7 @@ class _Calls(nn.Module):
 
 def waveglow(frames: int, dtype: torch.dtype, tiny: bool) -> Problem:
     """WaveGlow-256 from mel and noise to audio."""
-    model = gpu.waveglow(tiny).to(dtype)
+    model = models.waveglow(tiny).to(dtype)
     m = Maker(dtype, "cpu")
     inputs = (
         m.randn(1, model.n_mel_channels, frames),
@@ -104,20 +93,20 @@ def waveglow(frames: int, dtype: torch.dtype, tiny: bool) -> Problem:
         lambda: _Calls([PublishedWaveGlow(model)], lambda parts, mel, z: parts[0](mel, z, SIGMA)),
         lambda: lambda mel, z: model.infer(mel, SIGMA, z=z),
         inputs,
-        gpu.infer_case(model, "", 1, frames).flops,
+        models.infer_case(model, "", 1, frames),
         frames * model.hop_length,
     )
 
 
 def stacks(blocks: Sequence[tuple[Block, int]], copies: int, dtype: torch.dtype, samples: int = 0) -> Problem:
     """Gated stacks of these blocks and steps, `copies` of each on the same inputs, with weights of their own."""
-    made, inputs, flops = [], [], 0.0
+    made, inputs, flops, elements = [], [], 0.0, 0.0
     for number, (block, steps) in enumerate(blocks):
         first = block.arguments(Maker(dtype, "cpu", number), 1, steps)
         inputs.append((first[0], first[5], first[9]))
-        for copy in range(copies):
-            made.append(first if not copy else block.arguments(Maker(dtype, "cpu", 100 * copy + number), 1, 1))
-        flops += copies * sum(block.layer_flops(1, steps, i) for i in range(block.layers))
+        for twin in range(copies):
+            made.append(first if not twin else block.arguments(Maker(dtype, "cpu", 100 * twin + number), 1, 1))
+        flops, elements = flops + copies * block.flops(1, steps), elements + copies * block.elements(1, steps)
     places = [[t is not None for t in given] for given in inputs]
 
     def spread(given: Sequence[Tensor]) -> Iterator[list[Tensor | None]]:
@@ -157,7 +146,8 @@ def stacks(blocks: Sequence[tuple[Block, int]], copies: int, dtype: torch.dtype,
 
         return run
 
-    return Problem(published, ours, tuple(t for given in inputs for t in given if t is not None), flops, samples)
+    cost = Case("", "wn", lambda m: (), flops, elements)
+    return Problem(published, ours, tuple(t for given in inputs for t in given if t is not None), cost, samples)
 
 
 def flowavenet(dtype: torch.dtype, tiny: bool) -> Problem:
@@ -179,6 +169,7 @@ def one_block(block: Block, dtype: torch.dtype, tiny: bool) -> Problem:
 
 
 CASES: dict[str, Callable[[torch.dtype, bool], Problem]] = {
+    "WaveGlow-256, 20 frames": lambda dtype, tiny: waveglow(2 if tiny else 20, dtype, tiny),  # 0.23 s
     "WaveGlow-256, 80 frames": lambda dtype, tiny: waveglow(3 if tiny else 80, dtype, tiny),  # 0.93 s
     "WaveGlow-256, 400 frames": lambda dtype, tiny: waveglow(5 if tiny else 400, dtype, tiny),  # 4.64 s
     "FloWaveNet stacks, 1 s": flowavenet,
@@ -232,19 +223,20 @@ def variant_run(problem: Problem, variant: str, dtype: torch.dtype, threads: int
         with tempfile.TemporaryDirectory() as folder:
             return runner(exported(problem.published(), inputs, Path(folder)), inputs, threads, dtype)
     module = problem.published().eval()
+    if variant == CHANNELS_LAST:
+        for parameter in module.parameters():
+            parameter.data = models.laid_out(parameter.data)
+        inputs = models.laid_out(inputs)
     function = torch.compile(module, dynamic=False) if name == "compile" else module
     return lambda: function(*inputs)
 
 
-def peak_of(run: Callable[[], Any]) -> float:
-    """Return the resident memory that the process has at most during a run, in MB; 0 where the system does not say."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forget the peak so far
-        run()
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        return int(re.findall(r"VmHWM:\s+(\d+)", status)[0]) * 1024 / 1e6
-    except (OSError, IndexError):
-        return 0.0
+def hifi_gan(problem: Problem, dtype: torch.dtype, tiny: bool) -> tuple[Own, Callable[[], Tensor]]:
+    """Return HiFi-GAN V1 on the problem's mel, and what it is checked against."""
+    mel = problem.inputs[0]
+    gan = PublishedHiFiGAN(mel.shape[1], 16 if tiny else 512).to(dtype)
+    expected = copy.deepcopy(gan).to(wider(dtype))(mel.to(wider(dtype)))
+    return Own(expected, gan(mel), gan.flops(*mel.shape[::2])), lambda: gan(mel)
 
 
 @torch.no_grad()
@@ -261,43 +253,45 @@ def expect(spec: dict[str, Any]) -> None:
 
 @torch.no_grad()
 def worker(spec: dict[str, Any]) -> None:
-    """Answer on standard output: first the row, checked; then the milliseconds of a run for each line read."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print goes elsewhere
-
-    def answer(value: Any) -> None:
-        answers.write(json.dumps(value) + "\n")
-        answers.flush()
-
-    dtype = DTYPES[spec["dtype"]]
+    """Answer: first the row, checked; then the milliseconds of a run for each line read."""
+    answers = Answers()
+    dtype, variant = DTYPES[spec["dtype"]], spec["variant"]
     torch.set_num_threads(spec["threads"])
-    row = CpuRow("cpu", spec["case"], "", spec["dtype"], spec["variant"], threads=spec["threads"])
-    if spec["variant"] == RATE:
-        n = 64 if spec["tiny"] else 1024
-        a, b = (Maker(dtype, "cpu", seed).randn(n, n) for seed in (0, 1))
-        row.flops = 2.0 * n**3
-        run: Callable[[], Any] = lambda: torch.mm(a, b)  # noqa: E731
+    row = Row("cpu", spec["case"], "", spec["dtype"], variant, threads=spec["threads"])
+    if variant in (RATE, COPY):
+        held = rates(dtype, torch.device("cpu"), spec["tiny"])
+        row.flops, row.bytes = (held.work[variant], 0.0) if variant == RATE else (0.0, held.work[variant])
+        run: Callable[[], Any] = lambda: held.runs[variant](0)  # noqa: E731
         run()
     else:
         problem = CASES[spec["case"]](dtype, spec["tiny"])
-        row.flops, row.samples = problem.flops, problem.samples
-        run = variant_run(problem, spec["variant"], dtype, spec["threads"])
-        del problem
+        row.flops, row.bytes, row.samples = problem.cost.flops, problem.cost.bytes(dtype), problem.samples
         try:
-            known = torch.load(spec["file"], weights_only=True)
-            worst(row, run(), known["expected"], known["plain"], dtype)
-            del known
+            if variant == HIFI_GAN:
+                own, run = hifi_gan(problem, dtype, spec["tiny"])
+                row.flops, row.bytes = own.flops, 0.0
+                known = {"expected": own.expected, "plain": own.plain}
+                start = time.perf_counter()
+            else:
+                known = torch.load(spec["file"], weights_only=True)
+                start = time.perf_counter()
+                run = variant_run(problem, variant, dtype, spec["threads"])
+            del problem
+            got = run()
+            row.first_ms = (time.perf_counter() - start) * 1e3  # with the export, the compilation, the packing
+            worst(row, got, known["expected"], known["plain"], dtype)
+            del known, got
         except Exception as error:
             row.refused = f"{type(error).__name__}: {error}".splitlines()[0]
         gc.collect()
     if not row.refused:
         run()
-        row.peak_mb = peak_of(run)
-    answer(asdict(row))
-    for _ in sys.stdin:
+        row.peak_mb = peak_mb(run)
+    answers.send(asdict(row))
+    for _ in answers.questions():
         start = time.perf_counter()
         run()
-        answer((time.perf_counter() - start) * 1e3)
+        answers.send((time.perf_counter() - start) * 1e3)
 
 
 # The run
@@ -307,63 +301,39 @@ class Worker:
     """A variant's process."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
-        kept = KEPT if spec["variant"].endswith(", kept") else {}
         threads = str(spec["threads"])
-        self.spec, self.times = spec, list[float]()
-        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.cpu", "--worker", json.dumps(spec)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
-            text=True,
-            cwd=Path(__file__).parents[1],
-            env=os.environ | kept | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
-        )
-        answer = self._answer()
-        self.row = (
-            CpuRow(**answer)
-            if isinstance(answer, dict)
-            else CpuRow("cpu", spec["case"], "", spec["dtype"], spec["variant"], refused=answer)
-        )
-
-    def _answer(self) -> Any:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if line:
-            return json.loads(line)
-        self.errors.seek(0)
-        said = [text for text in self.errors.read().splitlines() if text.strip()]
-        return f"its process ended: {said[-1] if said else 'it said nothing'}"
+        environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        if spec["variant"].removesuffix(AGAIN).endswith(", kept"):
+            environment |= KEPT
+        self.times: list[float] = []
+        self.row = Row("cpu", spec["case"], "", spec["dtype"], spec["variant"])
+        arguments = ["--worker", json.dumps(spec)]
+        self._process = Process("benchmarks.cpu", arguments, folder=ROOT, environment=environment)
+        try:
+            self.row = Row(**self._process.answer())
+        except Ended as error:
+            self.row.refused = str(error)
 
     def time(self) -> None:
         """Run once."""
-        assert self.process.stdin is not None
-        self.process.stdin.write("run\n")
-        self.process.stdin.flush()
-        answer = self._answer()
-        if isinstance(answer, str):
-            self.row.refused = answer
-        else:
-            self.times.append(answer)
+        try:
+            self.times.append(self._process.ask("run"))
+        except Ended as error:
+            self.row.refused = str(error)
 
     def close(self) -> None:
-        assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.close()
-        self.process.wait()
-        self.errors.close()
+        self._process.close()
 
 
-def bench(spec: dict[str, Any], variants: Sequence[str], rounds: int) -> list[CpuRow]:
-    """Run one case in one dtype on all variants, taking turns, and return their rows."""
+def bench(spec: dict[str, Any], variants: Sequence[str], rounds: int) -> list[tuple[Row, list[float]]]:
+    """Run one case in one dtype on all variants, taking turns, and return their rows and times."""
     with tempfile.TemporaryDirectory() as folder:
         spec = spec | {"file": str(Path(folder) / "expected.pt")}
         command = [sys.executable, "-m", "benchmarks.cpu", "--expect", json.dumps(spec)]
-        subprocess.run(command, check=True, cwd=Path(__file__).parents[1])
+        subprocess.run(command, check=True, cwd=ROOT)
         workers = []
         try:
-            for name in (RATE, *variants):  # one after the other, so that no one's start disturbs another's check
+            for name in (RATE, COPY, *variants):  # one after the other, so that no one's start disturbs another's check
                 workers.append(Worker(spec | {"variant": name}))
             for r in range(rounds):
                 for w in workers[r % len(workers) :] + workers[: r % len(workers)]:
@@ -372,67 +342,24 @@ def bench(spec: dict[str, Any], variants: Sequence[str], rounds: int) -> list[Cp
         finally:
             for w in workers:
                 w.close()
-    rows = []
     for w in workers:
-        row = w.row
-        if not row.refused:
-            quantiles = statistics.quantiles(w.times, n=10, method="inclusive")
-            row.median_ms, row.p20_ms, row.p80_ms = statistics.median(w.times), quantiles[1], quantiles[7]
-            row.min_ms, row.rounds = min(w.times), rounds
-        rows.append(row)
-    rate = rows[0]
-    for row in rows:
-        row.rate = rate.flops / rate.median_ms * 1e3 if rate.median_ms else 0.0
-        row.load = os.getloadavg()[0]
-    return rows
+        if w.row.refused:
+            w.times.clear()
+        else:
+            w.row.set_times(w.times)
+    rate, copied = (w.row for w in workers[:2])
+    for w in workers:
+        w.row.rate = rate.flops / rate.median_ms * 1e3 if rate.median_ms else 0.0
+        w.row.copy = copied.bytes / copied.median_ms * 1e3 if copied.median_ms else 0.0
+        w.row.load = os.getloadavg()[0]
+    return [(w.row, w.times) for w in workers]
 
 
-def table(rows: Sequence[CpuRow]) -> str:
-    """Return one case's rows as a table; ratios only where ours is right."""
-    ours = next((row for row in rows if row.variant == OURS), None)
-    lines = [
-        f"{rows[0].case}, {rows[0].dtype}, {rows[0].threads} threads, load {rows[0].load:.1f}, "
-        f"matrix products {rows[0].rate / 1e9:.0f} GFLOP/s",
-        "| variant | ms, median [20 %, 80 %] | ms, least | times as long as ours | of the rate | peak MB | error |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    for row in rows:
-        if row.variant == RATE:
-            continue
-        if row.median_ms is None or row.min_ms is None:
-            lines.append(f"| {row.variant} | {row.refused} | | | | | |")
-            continue
-        ratio = ""
-        if ours and ours.median_ms and ours.min_ms:
-            ratio = f"{row.median_ms / ours.median_ms:.2f} ({row.min_ms / ours.min_ms:.2f})"
-        error = "" if row.error is None else f"{row.error:.1e}"
-        lines.append(
-            f"| {row.variant} | {row.median_ms:.1f} [{row.p20_ms:.1f}, {row.p80_ms:.1f}] | {row.min_ms:.1f} | {ratio} "
-            f"| {row.fraction:.2f} | {row.peak_mb:.0f} | {error} |"
-        )
-    if ours and ours.refused:
-        lines.append(f"No ratios: {OURS} is wrong.")
-    return "\n".join(lines)
-
-
-def machine() -> str:
-    """Name this machine's results."""
-    model = ""
-    with contextlib.suppress(OSError):
-        found = re.findall(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
-        model = found[0] if found else ""
-    words = re.findall(r"[a-z0-9]+", f"cpu {model} {torch.backends.cpu.get_cpu_capability()}".lower())
-    return "-".join(words)
-
-
-def store(rows: Sequence[CpuRow], folder: Path) -> None:
-    """Add rows of one part to those of earlier runs; a newer one replaces an older."""
-    path = folder / machine() / f"{rows[0].part}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    kept = {(*CpuRow(**row).key(), row["threads"]): row for row in before}
-    kept |= {(*row.key(), row.threads): asdict(row) for row in rows}
-    path.write_text(json.dumps(list(kept.values()), indent=1) + "\n", encoding="utf-8")
+def able(variants: Sequence[str], case: str, dtype: str) -> list[str]:
+    """Return the variants that there are of a case: ONNX Runtime has no bfloat16 on CPUs, HiFi-GAN takes a mel."""
+    left_out = {("onnxruntime", "bfloat16")}
+    mel = case.startswith("WaveGlow")
+    return [name for name in variants if (name, dtype) not in left_out and (mel or name != HIFI_GAN)]
 
 
 def missing(variant: str) -> list[str]:
@@ -444,20 +371,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tiny", action="store_true", help="toy sizes, to see that everything runs")
     parser.add_argument("--case", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=list(DTYPES))
-    parser.add_argument("--variants", nargs="+", choices=(*PEERS, OURS), default=[*PEERS, OURS])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--note", default="", help="what else is known of the machine's state; stored with the rows")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--commit", default=gpu.commit(), help="what the rows say was measured")
+    parser.add_argument("--commit", default=rows.commit(), help="what the rows say was measured")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--expect", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.worker or options.expect:
         worker(json.loads(options.worker)) if options.worker else expect(json.loads(options.expect))
         return 0
-    about = gpu.about(torch.device("cpu"), options.commit) | {"cores": str(os.cpu_count()), "note": options.note}
-    about |= {name: gpu._version(name) for name in ("onnxruntime", "openvino")}
+    about = rows.about(torch.device("cpu"), options.commit) | {"note": options.note}
+    about |= {name: rows.version(name) for name in ("onnxruntime", "openvino")}
     variants = []
     for name in options.variants:
         if missing(name):
@@ -468,14 +395,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for case in options.case:
         for dtype in options.dtype:
             spec = {"case": case, "dtype": dtype, "threads": options.threads, "tiny": options.tiny}
-            # ONNX Runtime has no bfloat16 on CPUs
-            able = [name for name in variants if (name, dtype) != ("onnxruntime", "bfloat16")]
-            rows = bench(spec, able, options.rounds)
-            for row in rows:
+            measured = [row for row, _ in bench(spec, able(variants, case, dtype), options.rounds)]
+            for row in measured:
                 row.about = about
-            failed |= any(row.refused for row in rows)
-            store(rows, options.out)
-            print(table(rows) + "\n", flush=True)
+            failed |= any(row.refused for row in measured)
+            rows.store(measured, options.out / rows.machine(torch.device("cpu")))
+            print(text.case_table(measured) + "\n", flush=True)
     return 1 if failed else 0
 
 

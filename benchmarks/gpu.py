@@ -16,68 +16,36 @@ error, and the exit status is 1.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
-import datetime
 import functools
 import gc
-import importlib.metadata
 import itertools
-import json
 import math
-import platform
-import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest import mock
 
 import torch
 from torch import Tensor
 
-from benchmarks import cases, roofline
-from benchmarks.cases import CASES, Case, Maker
-from benchmarks.published import PublishedWaveGlow, PublishedWN
+from benchmarks import roofline
 from fastflow import ops, use_backend
+from fastflow.bench import cases, models, rows
+from fastflow.bench.cases import CASES, Case, Maker, toy_cases
+from fastflow.bench.check import DTYPES, converted, name_of, wider
+from fastflow.bench.models import SIGMA, on_backend
+from fastflow.bench.published import PublishedHiFiGAN, PublishedWaveGlow, PublishedWN
+from fastflow.bench.rows import Row
+from fastflow.bench.timing import Clock, Own, Run, judge, rates
 from fastflow.models import GraphedInfer, WaveGlow
-from fastflow.ops import checks, registry, tuning
+from fastflow.ops import registry
 
 RESULTS = Path(__file__).parent / "results"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+HIFI_GAN = "HiFi-GAN V1, eager float16"
 INPUTS = 4  # sets of inputs that take turns, so that no run finds the last one's in the cache
-SIGMA = 0.6
-
-Run = Callable[[int], Any]
-"""One call on the input set of this number."""
-
-
-@dataclass
-class Row:
-    """One variant of one case."""
-
-    part: str
-    case: str
-    op: str
-    dtype: str
-    variant: str
-    error: float | None = None  # rms of the error / rms of the reference, the worst output's
-    bound: float | None = None
-    refused: str = ""  # why there is no time
-    median_ms: float | None = None
-    p20_ms: float | None = None
-    p80_ms: float | None = None
-    rounds: int = 0
-    limit_ms: float | None = None
-    flops: float = 0.0  # that the published formula takes
-    samples: int = 0  # of audio
-    about: dict[str, str] = field(default_factory=dict)
-
-    def key(self) -> tuple[str, ...]:
-        return self.part, self.case, self.op, self.dtype, self.variant
 
 
 class Work(NamedTuple):
@@ -92,14 +60,21 @@ class Bench:
     """Runs cases on one device and stores rows."""
 
     def __init__(
-        self, device: torch.device, backends: list[str], rounds: int, folder: Path, commit: str, variants: set[str]
+        self,
+        device: torch.device,
+        backends: list[str],
+        rounds: int,
+        folder: Path,
+        commit: str,
+        variants: set[str],
+        tiny: bool,
     ):
         self.device, self.backends, self.rounds, self.folder = device, backends, rounds, folder
-        self.variants = variants
-        self.model = "cpu" if device.type == "cpu" else tuning.target_of(device).model
+        self.variants, self.tiny = variants, tiny
+        self.machine, self.clock = rows.machine(device), Clock(device, INPUTS)
         names = {d.name.lower().replace(" ", "-"): d for d in roofline.DEVICES}
-        self.limits = next((d for name, d in names.items() if self.model.endswith(f"-{name}")), None)
-        self.about = about(device, commit)
+        self.limits = next((d for name, d in names.items() if self.machine.endswith(f"-{name}")), None)
+        self.about = rows.about(device, commit)
         self.failed = False
         self.rows: dict[tuple[str, ...], Row] = {}
 
@@ -119,14 +94,7 @@ class Bench:
     def store(self, row: Row) -> None:
         """Add a row to those of earlier runs on this machine; a newer one replaces an older."""
         row.about = self.about
-        path = self.folder / self.model / f"{row.part}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rows: dict[tuple[str, ...], dict[str, Any]] = {}
-        if path.exists():
-            for old in json.loads(path.read_text(encoding="utf-8")):
-                rows[Row(**old).key()] = old
-        rows[row.key()] = asdict(row)
-        path.write_text(json.dumps(list(rows.values()), indent=1) + "\n", encoding="utf-8")
+        rows.store([row], self.folder / self.machine)
         self.rows[row.key()] = row
         said = (
             row.refused or ""
@@ -140,44 +108,6 @@ class Bench:
         )
         error = "" if row.error is None else f", error {row.error:.2e} of at most {row.bound or math.nan:.2e}"
         print(f"{row.op} | {row.case} | {row.dtype} | {row.variant} | {said}{error}", flush=True)
-
-    # time
-
-    def synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-    def once(self, run: Run, first: int, count: int) -> float:
-        """Return milliseconds per call of `count` calls in a row."""
-        if self.device.type != "cuda":
-            start = time.perf_counter()
-            for i in range(count):
-                run((first + i) % INPUTS)
-            return (time.perf_counter() - start) * 1e3 / count
-        events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-        events[0].record()
-        for i in range(count):
-            run((first + i) % INPUTS)
-        events[1].record()
-        events[1].synchronize()
-        return events[0].elapsed_time(events[1]) / count
-
-    def measure(self, runs: dict[str, Run]) -> dict[str, list[float]]:
-        """Time the variants, taking turns within a round; the order turns from round to round."""
-        if not runs:  # all were refused
-            return {}
-        counts = {}
-        for name, run in runs.items():
-            for i in range(3):
-                run(i % INPUTS)
-            self.synchronize()
-            counts[name] = max(1, min(100, math.ceil(1.0 / max(self.once(run, 0, 1), 1e-3))))  # 1 ms or more
-        times: dict[str, list[float]] = {name: [] for name in runs}
-        names = list(runs)
-        for r in range(self.rounds):
-            for name in names[r % len(names) :] + names[: r % len(names)]:
-                times[name].append(self.once(runs[name], r, counts[name]))
-        return times
 
     def graph(self, run: Callable[..., Any], inputs: list[tuple[Tensor, ...]]) -> Run:
         """Return a function that copies a set of inputs in and replays `run`.
@@ -218,136 +148,23 @@ class Bench:
         return variant in self.variants and (variant != "graph" or self.device.type == "cuda")
 
     def report(
-        self, row: Row, runs: dict[str, Run], expected: Any, plain: Any, limit_case: Case, dtype: torch.dtype
+        self,
+        row: Row,
+        runs: Mapping[str, Run],
+        expected: Any,
+        plain: Any,
+        case: Case,
+        own: Mapping[str, Own] | None = None,
     ) -> None:
-        """Check every variant against `expected`, then time those that are within bounds.
-
-        `plain` is plain PyTorch's result in the same dtype: its error is the measure for half precision.
-        """
-        limit_ms = None
+        """Check every variant, time those that are within bounds, and store the rows; see `judge`."""
+        dtype = DTYPES[row.dtype]
+        row = replace(row, flops=case.flops, bytes=case.bytes(dtype))
         if self.limits is not None:
-            limit_ms = roofline.limit(limit_case, dtype, self.limits).microseconds / 1e3
-        good: dict[str, Row] = {}
-        for name, run in list(runs.items()):
-            mine = Row(row.part, row.case, row.op, row.dtype, name, limit_ms=limit_ms, samples=row.samples)
-            mine.flops = limit_case.flops
-            try:
-                worst(mine, run(0), expected, plain, dtype)
-            except Exception as error:  # reported as a row
-                mine.refused = f"{type(error).__name__}: {error}".splitlines()[0]
-                del runs[name]
-            if mine.refused:
-                self.failed = True
-                runs.pop(name, None)
-                self.store(mine)
-            else:
-                good[name] = mine
-        del expected, plain
-        for name, times in self.measure(runs).items():
-            mine = good[name]
-            quantiles = statistics.quantiles(times, n=10, method="inclusive")
-            mine.median_ms, mine.p20_ms, mine.p80_ms = statistics.median(times), quantiles[1], quantiles[7]
-            mine.rounds = self.rounds
+            row.limit_ms = roofline.limit(case, dtype, self.limits).microseconds / 1e3
+        held = rates(dtype, self.device, self.tiny)
+        for mine, _ in judge(row, runs, expected, plain, self.clock, self.rounds, held, own):
+            self.failed |= bool(mine.refused)
             self.store(mine)
-
-
-def about(device: torch.device, commit: str) -> dict[str, str]:
-    """What a row's figures depend on."""
-    facts = {
-        "commit": commit,
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "torch": torch.__version__,
-        "triton": _version("triton"),
-        "python": platform.python_version(),
-        "device": platform.processor() or platform.machine(),
-    }
-    if device.type == "cuda":
-        facts["device"] = torch.cuda.get_device_name(device)
-        facts["cuda"] = str(torch.version.cuda or torch.version.hip)
-        with contextlib.suppress(OSError, subprocess.CalledProcessError):
-            query = ["nvidia-smi", f"--id={device.index or 0}", "--format=csv,noheader"]
-            query.append("--query-gpu=driver_version,clocks.max.sm,power.limit")
-            facts["driver, clock, power"] = subprocess.check_output(query, text=True).strip()
-    return facts
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "none"
-
-
-def commit() -> str:
-    """Return what git says of this checkout."""
-    try:
-        command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-        return subprocess.check_output(command, cwd=Path(__file__).parent, text=True, stderr=subprocess.DEVNULL).strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-# Correctness
-
-
-def tensors(values: Any) -> Iterator[Tensor]:
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, list | tuple):
-        for value in values:
-            yield from tensors(value)
-
-
-def converted(values: Any, dtype: torch.dtype) -> Any:
-    if isinstance(values, Tensor):
-        return values.to(dtype) if values.is_floating_point() else values
-    if isinstance(values, list | tuple):
-        return type(values)(converted(v, dtype) for v in values)
-    return values
-
-
-def wider(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float32 else torch.float32
-
-
-HAVE_LOG_DET = ("affine_coupling", "invconv1x1", "actnorm", "flow_step")
-"""The operations whose second output is a log-determinant."""
-LOG_DET_TERM = 1e-5
-"""What a float32 log-determinant may be off for every value that it is the sum over."""
-
-
-def size(x: Tensor) -> float:
-    """Return the rms, never zero."""
-    return max(float(x.double().square().mean().sqrt()), 1e-30)
-
-
-def relative(x: Tensor, reference: Tensor) -> float:
-    """Return rms of the error / rms of the reference."""
-    return float((x.double() - reference.double()).square().mean().sqrt()) / size(reference)
-
-
-def worst(row: Row, got: Any, expected: Any, plain: Any, dtype: torch.dtype) -> None:
-    """Set the row's error and bound to those of the output that is nearest to its bound, or say which is beyond it."""
-    log_det = 1 if row.op in HAVE_LOG_DET else None
-    triples = list(zip(tensors(got), tensors(expected), tensors(plain), strict=True))
-    nearest = -1.0
-    for i, (g, e, p) in enumerate(triples):
-        if g.shape != e.shape:
-            row.refused = f"output {i} has shape {list(g.shape)}, expected {list(e.shape)}"
-            return
-        if g.numel() == 0:
-            continue
-        error = relative(g, e)
-        # half precision: twice plain PyTorch's error in that dtype, at least one rounding; float32: a fixed bound
-        bound = 1e-4 if dtype == torch.float32 else max(2 * relative(p, e), torch.finfo(dtype).eps)
-        if i == log_det and dtype == torch.float32:  # a sum over channels and steps, whose terms may cancel
-            terms = triples[0][1].numel() / e.numel()
-            bound = max(bound, LOG_DET_TERM * terms / size(e))
-        if not error / bound <= nearest:
-            row.error, row.bound, nearest = error, bound, error / bound
-        if not error <= bound:  # NaN too
-            row.refused = f"output {i} is out of bounds"
-            return
 
 
 # The parts
@@ -361,63 +178,39 @@ def no_tf32() -> None:
 def bench_device(bench: Bench, dtype: torch.dtype, tiny: bool) -> None:
     """Time what everything else is held against: a large matrix product of PyTorch's, and a copy."""
     n = 64 if tiny else 8192
-    name, spelled = f"{n} x {n} x {n}", str(dtype).removeprefix("torch.")
+    name, spelled = f"{n} x {n} x {n}", name_of(dtype)
     m = Maker(dtype, bench.device)
     # on random values: with zeros the clock stays higher, and the rate is one that no model sees
     sets = [(m.randn(n, n), m.randn(n, n)) for _ in range(INPUTS)]
     product = sets[0][0] @ sets[0][1]
     case = Case(name, "matrix product", lambda m: (), 2.0 * n**3, 3.0 * n * n)
     row = Row("device", name, case.op, spelled, "")
-    bench.report(row, {"PyTorch": lambda i: torch.mm(*sets[i])}, product, product, case, dtype)
+    bench.report(row, {"PyTorch": lambda i: torch.mm(*sets[i])}, product, product, case)
     case = Case(name, "copy", lambda m: (), 0.0, 2.0 * n * n)
     row = Row("device", f"{n} x {n}", case.op, spelled, "")
     to = torch.empty_like(product)
-    bench.report(row, {"PyTorch": lambda i: to.copy_(sets[i][0])}, sets[0][0], sets[0][0], case, dtype)
-
-
-def laid_out(values: Any) -> Any:
-    """Return what `fastflow.nn` hands to a gated stack: the channels of a step and of a tap beside each other."""
-    if isinstance(values, Tensor):
-        return values.transpose(1, 2).contiguous().transpose(1, 2) if values.dim() == 3 else values
-    if isinstance(values, list | tuple):
-        return type(values)(map(laid_out, values))
-    return values
+    bench.report(row, {"PyTorch": lambda i: to.copy_(sets[i][0])}, sets[0][0], sets[0][0], case)
 
 
 def bench_op(bench: Bench, case: Case, dtype: torch.dtype, samples: int = 0) -> None:
     """Time one operation: plain PyTorch, every backend, and all of them as replayed graphs."""
-    reference = registry._implementations["reference"][case.op]
-    row = Row("ops", case.name, case.op, str(dtype).removeprefix("torch."), "", samples=samples)
+    row = Row("ops", case.name, case.op, name_of(dtype), "", samples=samples)
     inputs = [case.arguments(dtype, bench.device, seed) for seed in range(INPUTS)]
-    calls: dict[str, tuple[Callable[..., Any], list[Any]]] = {"eager": (reference, inputs)}
-    for backend in bench.backends:
-        if registry._unsupported(backend, case.op, inputs[0][0]) is None:
-            calls[backend] = registry._implementations[backend][case.op], inputs
-    if len(calls) == 1:
+    functions = models.op_functions(case, bench.backends, inputs[0][0])
+    if len(functions) == 1:
         return
+    calls = {name: (f, inputs) for name, f in functions.items()}
     if case.op.startswith("wn"):  # the kernels for GPUs otherwise turn their inputs first, in every call
-        turned = laid_out(inputs)
+        turned = models.laid_out(inputs)
         calls |= {f"{name} laid out": (calls[name][0], turned) for name in ("triton", "cuda") if name in calls}
-    with checks.no_autocast(bench.device):
-        expected = reference(*converted(inputs[0], wider(dtype)))
-        plain = reference(*inputs[0])
-        runs: dict[str, Run] = {}
-        for name, (f, given) in calls.items():
-            if bench.wants("eager" if name == "eager" else "ours"):
-                runs[name] = lambda i, f=f, given=given: f(*given[i])
-            if bench.wants("graph"):  # each replays the first inputs: what a launch costs is not in it
-                runs[f"{name} graph"] = bench.graph(lambda f=f, given=given: f(*given[0]), [()] * INPUTS)
-        bench.report(row, runs, expected, plain, case, dtype)
-
-
-def on_backend(backend: str, run: Run) -> Run:
-    """Return `run`, on a backend."""
-
-    def on_it(i: int) -> Any:
-        with use_backend(backend):
-            return run(i)
-
-    return on_it
+    runs: dict[str, Run] = {}
+    for name, (f, given) in calls.items():
+        if bench.wants("eager" if name == "eager" else "ours"):
+            runs[name] = lambda i, f=f, given=given: f(*given[i])
+        if bench.wants("graph"):  # each replays the first inputs: what a launch costs is not in it
+            runs[f"{name} graph"] = bench.graph(lambda f=f, given=given: f(*given[0]), [()] * INPUTS)
+    expected, plain = models.op_results(case, inputs[0], dtype, bench.device)
+    bench.report(row, runs, expected, plain, case)
 
 
 def compiled(module: Callable[..., Any], mode: str | None) -> Callable[..., Any]:
@@ -475,41 +268,10 @@ def bench_block(bench: Bench, block: cases.Block, steps: int, dtype: torch.dtype
             runs[f"{backend} graph"] = on_backend(backend, bench.graph(spread, present))
     with torch.no_grad():
         name = f"{block.model}, {steps} steps, batch {batch}"
-        row = Row("blocks", name, "wn", str(dtype).removeprefix("torch."), "")
-        columns = batch * steps
-        elements = columns * (block.channels + block.S) + block.cond_elements(batch, steps)
-        elements += sum(block.weights(i) for i in range(block.layers))
-        flops = sum(block.layer_flops(batch, steps, i) for i in range(block.layers))
-        limit_case = Case(name, "wn", lambda m: (), flops, elements)
+        row = Row("blocks", name, "wn", name_of(dtype), "")
+        limit_case = Case(name, "wn", lambda m: (), block.flops(batch, steps), block.elements(batch, steps))
         expected = wide(*converted(sets[0], wider(dtype)))
-        bench.report(row, runs, expected, published(*sets[0]), limit_case, dtype)
-
-
-def waveglow(tiny: bool) -> WaveGlow:
-    """WaveGlow-256 with random weights; `end` is not zero, as it is before training."""
-    torch.manual_seed(0)
-    if tiny:
-        model = WaveGlow(4, 3, 4, 2, 2, {"n_layers": 2, "n_channels": 8, "kernel_size": 3}, hop_length=8, win_length=16)
-    else:
-        model = WaveGlow(80, 12, 8, 4, 2, {"n_layers": 8, "n_channels": 256, "kernel_size": 3})
-    with torch.no_grad():
-        for net in model.WN:
-            torch.nn.init.normal_(net.end.weight, std=0.1 / net.end.weight.shape[1] ** 0.5)
-    return model.eval().remove_weightnorm()
-
-
-def infer_case(model: WaveGlow, name: str, batch: int, frames: int) -> Case:
-    """What synthesis costs at least: the published count of its products; weights, mel, noise and audio moved once."""
-    steps = frames * model.hop_length // model.n_group
-    flops = 2.0 * batch * frames * model.upsample.weight.numel()
-    for net in model.WN:
-        convs = [*net.in_layers, *net.res_skip_layers, net.cond_layer, net.start, net.end]
-        flops += sum(2.0 * batch * steps * math.prod(conv.shape) for conv in convs)
-    flops += sum(2.0 * batch * steps * convinv.channels**2 for convinv in model.convinv)
-    elements = sum(p.numel() for p in model.parameters()) + batch * frames * (
-        model.n_mel_channels + 2 * model.hop_length
-    )
-    return Case(name, "infer", lambda m: (), flops, elements)
+        bench.report(row, runs, expected, published(*sets[0]), limit_case)
 
 
 def graphed_infer(model: WaveGlow, sets: list[tuple[Tensor, ...]]) -> Run:
@@ -519,43 +281,36 @@ def graphed_infer(model: WaveGlow, sets: list[tuple[Tensor, ...]]) -> Run:
 
 
 def bench_infer(bench: Bench, frames: int, batch: int, dtype: torch.dtype, tiny: bool) -> None:
-    """Time WaveGlow from mel and noise to audio."""
+    """Time WaveGlow from mel and noise to audio, beside HiFi-GAN V1, which is no flow, from the same mel."""
     torch._dynamo.reset()
-    model = waveglow(tiny)
-    name = f"{'toy WaveGlow' if tiny else 'WaveGlow-256'}, {frames} frames, batch {batch}"
-    model = model.to(bench.device, dtype)
-    published = PublishedWaveGlow(model).to(bench.device)
-    # of the rounded weights, so that their rounding is in nobody's error
-    published_wide = PublishedWaveGlow(copy.deepcopy(model).to(wider(dtype))).to(bench.device)
-    m = Maker(dtype, bench.device)
-    steps = frames * model.hop_length // model.n_group
-    shapes = (batch, model.n_mel_channels, frames), (batch, model.n_group, steps)
-    sets = [tuple(m.randn(*shape) for shape in shapes) for _ in range(INPUTS)]
-
+    work = models.synthesis(frames, batch, dtype, bench.device, INPUTS, tiny)
+    sets = work.sets
     runs: dict[str, Run] = {}
+    own: dict[str, Own] = {}
     with torch.no_grad():
         if bench.wants("eager"):
-            runs["eager"] = lambda i: published(*sets[i], SIGMA)
-            if dtype == torch.bfloat16:  # the dtype that published figures are of
-                half = PublishedWaveGlow(copy.deepcopy(model).half()).to(bench.device)
+            runs["eager"] = work.eager
+            if dtype == torch.bfloat16:  # float16 is what published figures are of
+                half = PublishedWaveGlow(copy.deepcopy(work.model).half()).to(bench.device)
                 halves = converted(sets, torch.float16)
                 runs["eager float16"] = lambda i: half(*halves[i], SIGMA)
+                gan = PublishedHiFiGAN(work.model.n_mel_channels, 16 if tiny else 512).to(bench.device).half()
+                wide = copy.deepcopy(gan).float()(halves[0][0].float())
+                runs[HIFI_GAN] = lambda i: gan(halves[i][0])
+                own[HIFI_GAN] = Own(wide, gan(halves[0][0]), gan.flops(batch, frames))
         for variant, mode in (("compile", None), ("compile max-autotune", "max-autotune")):
             if bench.wants(variant):
-                function = compiled(published, mode)
+                function = compiled(work.published, mode)
                 runs[variant] = lambda i, function=function: function(*sets[i], SIGMA)
                 if mode is None and bench.wants("graph"):  # max-autotune makes its own
                     runs["compile graph"] = bench.graph(lambda *x, function=function: function(*x, SIGMA), sets)
         for backend in bench.backends:
             if bench.wants("ours"):
-                runs[backend] = on_backend(backend, lambda i: model.infer(sets[i][0], SIGMA, z=sets[i][1]))
+                runs[backend] = on_backend(backend, work.ours)
             if bench.wants("graph"):
-                runs[f"{backend} graph"] = on_backend(backend, graphed_infer(model, sets))
-        row = Row("infer", name, "infer", str(dtype).removeprefix("torch."), "")
-        row.samples = batch * frames * model.hop_length
-        expected = published_wide(*converted(sets[0], wider(dtype)), SIGMA)
-        del published_wide
-        bench.report(row, runs, expected, published(*sets[0], SIGMA), infer_case(model, name, batch, frames), dtype)
+                runs[f"{backend} graph"] = on_backend(backend, graphed_infer(work.model, sets))
+        row = Row("infer", work.case.name, "infer", name_of(dtype), "", samples=work.samples)
+        bench.report(row, runs, *work.results(), work.case, own)
 
 
 # "ours" is every backend by itself, under its own name; "graph" everything else as a CUDA graph too.
@@ -571,14 +326,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--op", nargs="+", help="of part ops, only these")
     parser.add_argument("--case", help="of part ops, only cases whose name contains this")
-    parser.add_argument("--seconds", nargs="+", type=int, choices=(1, 10), default=[1, 10], help="of part infer")
+    parser.add_argument(
+        "--seconds", nargs="+", type=float, choices=list(cases.FRAMES), default=[1, 10], help="of part infer"
+    )
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8, 32], help="of part infer")
     parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=["bfloat16", "float16", "float32"])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--minutes", type=float, default=math.inf, help="start no case after this time")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--commit", default=commit(), help="what the rows say was measured")
+    parser.add_argument("--commit", default=rows.commit(), help="what the rows say was measured")
     options = parser.parse_args(arguments)
     start = time.perf_counter()
     device = torch.device(options.device)
@@ -592,7 +349,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for backend in backends:
         with use_backend(backend):  # raises with the reason where it cannot run
             pass
-    bench = Bench(device, backends, options.rounds, options.out, options.commit, set(options.variants))
+    bench = Bench(device, backends, options.rounds, options.out, options.commit, set(options.variants), options.tiny)
     left_out = 0
     for work in sorted(_work(bench, options), key=lambda work: work.rank):
         if time.perf_counter() - start > 60 * options.minutes:
@@ -601,7 +358,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         bench.run(work)
     if left_out:
         print(f"{left_out} cases were left out: {options.minutes:g} minutes are over")
-    print(f"{len(bench.rows)} rows in {options.out / bench.model}; {'FAILED' if bench.failed else 'all within bounds'}")
+    print(
+        f"{len(bench.rows)} rows in {options.out / bench.machine}; {'FAILED' if bench.failed else 'all within bounds'}"
+    )
     return 1 if bench.failed else 0
 
 
@@ -627,7 +386,7 @@ def _work(bench: Bench, options: argparse.Namespace) -> Iterator[Work]:
         yield Work(0, "device", functools.partial(bench_device, bench, torch.bfloat16, options.tiny))
     if "infer" in options.part:
         for seconds, batch, dtype in itertools.product(options.seconds, options.batch, dtypes):
-            frames = seconds + 1 if options.tiny else cases.FRAMES[seconds]
+            frames = int(seconds) + 1 if options.tiny else cases.FRAMES[seconds]
             run = functools.partial(bench_infer, bench, frames, batch, dtype, options.tiny)
             half = {torch.bfloat16: 1, torch.float16: 5}.get(dtype, later)
             rank = half + (seconds == 1) if batch == 1 else later
@@ -646,18 +405,6 @@ def _work(bench: Bench, options: argparse.Namespace) -> Iterator[Work]:
             toy = cases.Block(block.model, 8, 5, 2, (1,), 6 if block.cond_channels else 0, block.cond, mask=True)
             run = functools.partial(bench_block, bench, toy if options.tiny else block, steps, dtype)
             yield Work(later, f"wn | {block.model}, {steps} steps | {dtype}", run)
-
-
-def toy_cases() -> list[Case]:
-    """Every operation once, small."""
-    block = cases.Block("toy", 8, 3, 2, (1, 2), 5, mask=True)
-    made: list[Case] = []
-    with mock.patch.object(cases, "steps_of", return_value=33):
-        made += cases.block_cases(block, 1, 2, ops=cases.ALL_BLOCK_OPS, main=True)
-        made += cases.gate_cases(block, 1, main=True)
-        made += cases.small_cases("toy", 6, 1, form="exp", mask=True, invconv=True, actnorm=True, main=True)
-        made += cases.flow_step_cases(block, 6, 2, 1, main=True)
-    return [case for case in made if case.op in registry._implementations["reference"]]
 
 
 if __name__ == "__main__":

@@ -30,8 +30,8 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks import machine_code
-from benchmarks.cases import CASES, Case
 from fastflow import _triton
+from fastflow.bench.cases import CASES, Case
 from fastflow.ops import registry, tuning
 
 ARCHS = ("sm_80", "sm_90", "sm_100")

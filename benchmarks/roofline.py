@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.cases import CASES, Case
+from fastflow.bench.cases import CASES, Case
 
 README = Path(__file__).parent / "README.md"
 BEGIN, END = "<!-- begin roofline -->\n", "<!-- end roofline -->\n"

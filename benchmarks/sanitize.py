@@ -20,9 +20,10 @@ from unittest import mock
 
 import torch
 
-from benchmarks import cases, programs
-from benchmarks.cases import Block, Case
+from benchmarks import programs
 from fastflow import use_backend
+from fastflow.bench import cases
+from fastflow.bench.cases import Block, Case
 from fastflow.ops import registry
 
 TOOLS = ("memcheck", "racecheck")

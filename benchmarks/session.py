@@ -23,7 +23,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import gpu, programs
+from benchmarks import programs
+from fastflow.bench import rows
 from fastflow.ops import registry
 
 ROOT = Path(__file__).parent.parent
@@ -118,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--without", nargs="+", default=[], choices=("tests", "sanitize", "gpu"), help="leave out steps"
     )
-    parser.add_argument("--commit", default=gpu.commit(), help="what the rows say was measured; default: git's")
+    parser.add_argument("--commit", default=rows.commit(), help="what the rows say was measured; default: git's")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         parser.exit(1, f"PyTorch {torch.__version__} sees no GPU\n")

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import cases, gpu, roofline
-from benchmarks.cases import CASES, Block, Maker
+from benchmarks import roofline
+from fastflow.bench import cases, models
+from fastflow.bench.cases import CASES, Block, Maker
+from fastflow.bench.published import PublishedHiFiGAN
 from fastflow.ops import registry
 from tests.ops.cases import tensors
 
@@ -40,8 +43,6 @@ def test_bytes_are_those_of_the_arguments_and_results() -> None:
 
 
 def test_the_block_counts_what_pytorch_counts() -> None:
-    from torch.utils.flop_counter import FlopCounterMode
-
     block = Block("toy", 8, 3, 3, (1, 2, 4), 6)
     args = block.arguments(Maker(torch.float32, "cpu"), 2, 50)
     with FlopCounterMode(display=False) as counter:
@@ -51,8 +52,20 @@ def test_the_block_counts_what_pytorch_counts() -> None:
 
 def test_waveglow_costs_what_is_published() -> None:
     """10.13 million multiply-accumulates per sample: 447 GFLOP per second of audio."""
-    case = gpu.infer_case(gpu.waveglow(tiny=False), "", 1, 861)
+    case = models.infer_case(models.waveglow(tiny=False), "", 1, 861)
     assert case.flops / (861 * 256) * 22050 == pytest.approx(447e9, rel=0.005)
+
+
+def test_hifi_gan_has_the_published_weights_and_length() -> None:
+    """13.92 million for the generator of V1."""
+    gan = PublishedHiFiGAN()
+    assert sum(p.numel() for p in gan.parameters()) == 13_926_017
+    small = PublishedHiFiGAN(4, 16).double()
+    audio = small(torch.randn(2, 4, 5).double())
+    assert audio.shape == (2, 5 * 256) and 1e-3 < float(audio.std()) < 1
+    with FlopCounterMode(display=False) as counter:
+        small(torch.randn(2, 4, 5).double())
+    assert counter.get_total_flops() == pytest.approx(small.flops(2, 5), rel=0.02)  # padding that is cut off
 
 
 def test_the_limits_in_the_readme_are_up_to_date() -> None:

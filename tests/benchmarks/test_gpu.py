@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 import torch
 
 from benchmarks import gpu
-from benchmarks.published import PublishedWaveGlow
+from fastflow.bench import check, models
+from fastflow.bench.published import PublishedWaveGlow
+from fastflow.bench.rows import Row, machine
 from fastflow.ops import registry
 
 
@@ -19,7 +22,7 @@ def run(tmp_path: Path, *arguments: str) -> int:
 
 
 def rows(tmp_path: Path, part: str) -> list[dict[str, object]]:
-    loaded: list[dict[str, object]] = json.loads((tmp_path / "cpu" / f"{part}.json").read_text())
+    loaded: list[dict[str, object]] = json.loads((tmp_path / machine(torch.device("cpu")) / f"{part}.json").read_text())
     return loaded
 
 
@@ -29,8 +32,10 @@ def test_everything_runs_and_rows_are_stored(tmp_path: Path) -> None:
     assert {row["op"] for row in ops} == {*registry.SCHEMAS, *registry.BACKWARD_SCHEMAS}
     assert {row["dtype"] for row in ops} == {"float32", "bfloat16", "float16"}
     blocks, infer = rows(tmp_path, "blocks"), rows(tmp_path, "infer")
-    assert len(blocks) == 2 * 2 * 3 and len(infer) == 2 * 3 + 1
-    assert ("bfloat16", "eager float16") in {(row["dtype"], row["variant"]) for row in infer}
+    assert len(blocks) == 2 * 2 * 3 and len(infer) == 2 * 3 + 2
+    assert {("bfloat16", "eager float16"), ("bfloat16", gpu.HIFI_GAN)} <= {
+        (row["dtype"], row["variant"]) for row in infer
+    }
     device = rows(tmp_path, "device")
     assert [(row["op"], row["dtype"], row["flops"]) for row in device] == [
         ("matrix product", "bfloat16", 2 * 64**3),
@@ -79,7 +84,7 @@ def test_a_gated_stack_is_also_timed_on_inputs_laid_out_as_modules_do(tmp_path: 
 
 def test_laid_out_channels_lie_beside_each_other() -> None:
     x, weight, rest = torch.randn(2, 3, 5), torch.randn(4, 3), [None, 1, [torch.randn(6, 3, 3)]]
-    turned, same, (_, one, (taps,)) = gpu.laid_out((x, weight, rest))
+    turned, same, (_, one, (taps,)) = models.laid_out((x, weight, rest))
     assert torch.equal(turned, x) and turned.stride() == (15, 1, 3) and same is weight and one == 1
     assert torch.equal(taps, rest[2][0]) and taps.stride() == (9, 1, 3)
 
@@ -103,7 +108,7 @@ def test_torch_compile_is_timed_too(tmp_path: Path) -> None:
 
 
 def test_what_ours_is_compared_with_compiles_whole() -> None:
-    model = gpu.waveglow(tiny=True)
+    model = models.waveglow(tiny=True)
     whole = torch.compile(PublishedWaveGlow(model), backend="eager", fullgraph=True)
     mel, z = torch.randn(1, 4, 3), torch.randn(1, 4, 6)
     with torch.no_grad():
@@ -122,7 +127,7 @@ def test_what_is_wrong_gets_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return right(x) * (float("nan") if wrong == "nan" else 1.001)
 
     monkeypatch.setitem(registry._implementations["cpu"], "gate", gate)
-    monkeypatch.setattr(gpu, "use_backend", lambda name: gpu.contextlib.nullcontext())
+    monkeypatch.setattr(gpu, "use_backend", lambda name: contextlib.nullcontext())
     arguments = [
         "--backend",
         "cpu",
@@ -175,8 +180,8 @@ def test_a_case_that_raises_is_named_and_the_others_go_on(
     assert f"gate | {row['case']} | torch.float32 | FAILED: ValueError: no" in capsys.readouterr().out
 
 
-def row_of(op: str) -> gpu.Row:
-    return gpu.Row("ops", "", op, "float32", "")
+def row_of(op: str) -> Row:
+    return Row("ops", "", op, "float32", "")
 
 
 def test_a_log_determinant_is_measured_by_its_terms() -> None:
@@ -188,7 +193,7 @@ def test_a_log_determinant_is_measured_by_its_terms() -> None:
         ("gate", 1e-3, "output 1 is out of bounds"),
     ):
         row = row_of(op)
-        gpu.worst(row, [y, log_det + off], expected, [y, log_det], torch.float32)
+        check.worst(row, [y, log_det + off], expected, [y, log_det], torch.float32)
         assert row.refused == refused
 
 
@@ -200,7 +205,7 @@ def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str], monkeypatc
 
 
 def test_the_published_model_is_ours() -> None:
-    model = gpu.waveglow(tiny=True).double()
+    model = models.waveglow(tiny=True).double()
     mel, z = torch.randn(2, 4, 5).double(), torch.randn(2, 4, 10).double()
     with torch.no_grad():
         expected = PublishedWaveGlow(model)(mel, z, 0.6)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.cases import Block, Maker
 from fastflow import ops, use_backend
+from fastflow.bench.cases import Block, Maker
 from tests.ops.cases import CASES, LENGTHS, WIDE, Case, convert, tensors
 from tests.ops.test_contract import rms
 

@@ -1,12 +1,13 @@
 """The published arithmetic, for comparison: what stacks that use a gated block run, with the weight norm folded.
 
 After NVIDIA/waveglow `glow.py` (`WN.forward`, `WaveGlow.infer`) and jaywalnut310/vits `modules.py` (`WN`, whose masks
-Glow-TTS shares): one convolution per layer, the conditioning of all layers in one more, materialised.
+Glow-TTS shares): one convolution per layer, the conditioning of all layers in one more, materialised. And, as a
+yardstick that is no flow, HiFi-GAN's generator after jik876/hifi-gan `models.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +81,8 @@ class PublishedWaveGlow(nn.Module):
 
     def __init__(self, model: WaveGlow) -> None:
         super().__init__()
-        self.upsample = nn.ConvTranspose1d(*model.upsample.weight.shape, stride=model.upsample.stride)
+        inward, outward, kernel = model.upsample.weight.shape
+        self.upsample = nn.ConvTranspose1d(inward, outward, kernel, stride=model.upsample.stride[0])
         self.upsample.load_state_dict(model.upsample.state_dict())
         self.n_group, self.early_size, self.remaining = model.n_group, model.n_early_size, model.n_remaining_channels
         self.early = [k > 0 and k % model.n_early_every == 0 for k in range(model.n_flows)]
@@ -115,3 +117,72 @@ class PublishedWaveGlow(nn.Module):
                 audio = torch.cat((sigma * z[:, used : used + self.early_size], audio), 1)
                 used += self.early_size
         return audio.permute(0, 2, 1).contiguous().view(audio.shape[0], -1)
+
+
+class _ResBlock(nn.Module):
+    """Pairs of convolutions, the first of each pair dilated."""
+
+    def __init__(self, channels: int, kernel: int, dilations: Sequence[int]) -> None:
+        super().__init__()
+
+        def convs(spacings: Sequence[int]) -> nn.ModuleList:
+            return nn.ModuleList(
+                nn.Conv1d(channels, channels, kernel, dilation=d, padding=d * (kernel - 1) // 2) for d in spacings
+            )
+
+        self.first, self.second = convs(dilations), convs([1] * len(dilations))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for first, second in zip(self.first, self.second, strict=True):
+            x = x + second(F.leaky_relu(first(F.leaky_relu(x, 0.1)), 0.1))
+        return x
+
+
+class PublishedHiFiGAN(nn.Module):
+    """HiFi-GAN's generator, V1 (`config_v1.json`: 13.9 million weights), weight norm removed, random weights."""
+
+    RATES, KERNELS, DILATIONS = (8, 8, 2, 2), (3, 7, 11), (1, 3, 5)
+
+    def __init__(self, n_mel: int = 80, channels: int = 512) -> None:
+        super().__init__()
+        self.before = nn.Conv1d(n_mel, channels, 7, padding=3)
+        self.ups, self.blocks = nn.ModuleList(), nn.ModuleList()
+        for rate in self.RATES:
+            self.ups.append(nn.ConvTranspose1d(channels, channels // 2, 2 * rate, rate, padding=rate // 2))
+            channels //= 2
+            self.blocks.append(nn.ModuleList(_ResBlock(channels, k, self.DILATIONS) for k in self.KERNELS))
+        self.after = nn.Conv1d(channels, 1, 7, padding=3)
+        generator = torch.Generator().manual_seed(0)
+        for conv in self.modules():
+            if isinstance(conv, nn.Conv1d | nn.ConvTranspose1d):  # so that what goes in still shows in what comes out
+                inputs = conv.weight[0].numel() if isinstance(conv, nn.Conv1d) else 2 * conv.in_channels
+                nn.init.normal_(conv.weight, std=inputs**-0.5, generator=generator)
+                assert conv.bias is not None
+                nn.init.zeros_(conv.bias)
+        self.eval().requires_grad_(False)
+
+    def forward(self, mel: Tensor) -> Tensor:
+        """Return audio [B, 256 F] for mel [B, n_mel, F]."""
+        x = self.before(mel)
+        for up, blocks in zip(self.ups, self.blocks, strict=True):
+            x = up(F.leaky_relu(x, 0.1))
+            assert isinstance(blocks, nn.ModuleList)
+            total = blocks[0](x)
+            for block in blocks[1:]:
+                total = total + block(x)
+            x = total / len(blocks)
+        return torch.tanh(self.after(F.leaky_relu(x)))[:, 0]
+
+    def flops(self, batch: int, frames: int) -> float:
+        """Return the arithmetic of its convolutions, a multiply and an add counted as two."""
+
+        def products() -> Iterator[float]:
+            steps = frames
+            yield steps * self.before.weight.numel()
+            for rate, up, blocks in zip(self.RATES, self.ups, self.blocks, strict=True):
+                yield steps * sum(p.numel() for p in up.parameters() if p.dim() > 1)
+                steps *= rate
+                yield steps * sum(p.numel() for p in blocks.parameters() if p.dim() > 1)
+            yield steps * self.after.weight.numel()
+
+        return 2.0 * batch * sum(products())

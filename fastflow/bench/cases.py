@@ -140,6 +140,17 @@ class Block:
         shape = self.cond_shape(batch, steps)
         return math.prod(shape) if shape else 0
 
+    # of all layers
+
+    def flops(self, batch: int, steps: int) -> float:
+        return sum(self.layer_flops(batch, steps, i) for i in range(self.layers))
+
+    def elements(self, batch: int, steps: int) -> float:
+        """Values that the stack reads and writes at least: inputs and weights once, outputs once."""
+        columns = batch * steps
+        moved = columns * (self.channels + self.S) + self.cond_elements(batch, steps)
+        return moved + sum(map(self.weights, range(self.layers)))
+
     # arguments
 
     def layer_arguments(self, m: Maker, batch: int, steps: int, layer: int) -> tuple[Any, ...]:
@@ -207,15 +218,20 @@ DIFFWAVE = Block("DiffWave", 64, 3, 30, TEN, 80, input_bias=True, res_scale=HALF
 BLOCKS = (WAVEGLOW_256, WAVEGLOW_512, *FLOWAVENET, VITS, GLOW_TTS, PARALLEL_WAVEGAN, DIFFWAVE)
 
 
-def _spelled(block: Block, seconds: int, batch: int) -> str:
-    return f"{block.model}, {seconds} s, batch {batch}"
+TOY = Block("toy", 8, 3, 2, (1, 2), 5, mask=True)
+"""Of no model: for tests."""
+
+FRAMES = {0.5: 43, 1: 86, 10: 861, 30: 2584}  # mel frames of 256 samples at 22,050 Hz in so many seconds
 
 
-FRAMES = {1: 86, 10: 861}  # mel frames of 256 samples at 22,050 Hz in so many seconds
+def _spelled(block: Block, seconds: float, batch: int) -> str:
+    return f"{block.model}, {seconds:g} s, batch {batch}"
 
 
-def steps_of(model: str, seconds: int) -> int:
+def steps_of(model: str, seconds: float) -> int:
     """Steps of time that a model's stack sees for audio of this length."""
+    if model == TOY.model:
+        return 33
     frames = FRAMES[seconds]
     if model.startswith("WaveGlow"):
         return frames * 256 // 8
@@ -232,7 +248,7 @@ def _needs() -> list[bool]:
     return [True] * 9
 
 
-def block_cases(block: Block, seconds: int, batch: int, *, ops: tuple[str, ...], main: bool) -> list[Case]:
+def block_cases(block: Block, seconds: float, batch: int, *, ops: tuple[str, ...], main: bool) -> list[Case]:
     steps = steps_of(block.model, seconds)
     name = _spelled(block, seconds, batch)
     columns = batch * steps
@@ -264,8 +280,8 @@ def block_cases(block: Block, seconds: int, batch: int, *, ops: tuple[str, ...],
             name,
             "wn",
             lambda m: block.arguments(m, batch, steps),
-            sum(block.layer_flops(batch, steps, i) for i in layers),
-            io + columns * block.S + sum(map(block.weights, layers)),
+            block.flops(batch, steps),
+            block.elements(batch, steps),
             main=main,
         ),
         "wn_backward": Case(
@@ -290,11 +306,11 @@ def _invertible(m: Maker, channels: int) -> Tensor:
 
 
 def small_cases(
-    model: str, channels: int, seconds: int, *, form: str | None, mask: bool, invconv: bool, actnorm: bool, main: bool
+    model: str, channels: int, seconds: float, *, form: str | None, mask: bool, invconv: bool, actnorm: bool, main: bool
 ) -> list[Case]:
     """Coupling, 1x1 convolution and actnorm of a flow over `channels` channels, batch 1."""
     steps = steps_of(model, seconds)
-    name = f"{model}, {channels} channels, {seconds} s"
+    name = f"{model}, {channels} channels, {seconds:g} s"
     size, half = channels * steps, channels // 2 * steps
     cases = []
     if form is not None:
@@ -379,7 +395,7 @@ def small_cases(
     return cases
 
 
-def gate_cases(block: Block, seconds: int, *, main: bool) -> list[Case]:
+def gate_cases(block: Block, seconds: float, *, main: bool) -> list[Case]:
     steps = steps_of(block.model, seconds)
     name, size = _spelled(block, seconds, 1), block.G * steps
 
@@ -400,10 +416,10 @@ def gate_cases(block: Block, seconds: int, *, main: bool) -> list[Case]:
     ]
 
 
-def flow_step_cases(block: Block, channels: int, early: int, seconds: int, *, main: bool) -> list[Case]:
+def flow_step_cases(block: Block, channels: int, early: int, seconds: float, *, main: bool) -> list[Case]:
     """WaveGlow's step between two stacks, `early` channels joining in inference and leaving in training."""
     steps = steps_of(block.model, seconds)
-    name = f"{block.model}, {channels} channels, {seconds} s"
+    name = f"{block.model}, {channels} channels, {seconds:g} s"
 
     def arguments(m: Maker, reverse: bool) -> tuple[Any, ...]:
         entering = channels if reverse else channels + early
@@ -456,12 +472,22 @@ def flow_step_cases(block: Block, channels: int, early: int, seconds: int, *, ma
 ALL_BLOCK_OPS = ("wn_layer", "wn_layer_backward", "wn", "wn_backward")
 
 
+def toy_cases() -> list[Case]:
+    """Every operation once, small."""
+    made = block_cases(TOY, 1, 2, ops=ALL_BLOCK_OPS, main=True)
+    made += gate_cases(TOY, 1, main=True)
+    made += small_cases("toy", 6, 1, form="exp", mask=True, invconv=True, actnorm=True, main=True)
+    return made + flow_step_cases(TOY, 6, 2, 1, main=True)
+
+
 def _all() -> list[Case]:
     cases: list[Case] = []
-    for seconds in (1, 10):
+    for seconds in (1.0, 10.0):
         for batch in (1, 8, 32):
             first = (seconds, batch) == (10, 1)
             cases += block_cases(WAVEGLOW_256, seconds, batch, ops=ALL_BLOCK_OPS, main=first)
+    for seconds, batch in ((0.5, 1), (30, 1), (0.5, 64)):
+        cases += block_cases(WAVEGLOW_256, seconds, batch, ops=("wn",), main=False)
     for block in BLOCKS[1:]:
         cases += block_cases(block, 10, 1, ops=ALL_BLOCK_OPS, main=block is VITS)
     for block in (WAVEGLOW_256, VITS):
