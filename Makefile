@@ -1,7 +1,8 @@
-# Every habit is one word: make demo, test, oldest, gpu, lint, build, wheel, clean.
+# Every habit is one word: make demo, test, oldest, gpu, bench, report, lint, build, wheel, clean.
 #   PYTHON   the Python that makes the virtual environment
 #   VENV     where it goes
 #   TORCH    which PyTorch it gets, in pip's spelling
+#   ONLY     make bench ONLY="wn and float32" runs the benchmarks whose names match, in pytest's spelling
 #   IN       make demo IN=speech.wav resynthesises this file instead of the clip that ships with the project
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 OLDEST := $(VENV)/oldest
 SOURCES := $(shell find csrc -type f)
 
-.PHONY: demo test oldest gpu lint build wheel clean
+.PHONY: demo test oldest gpu bench report lint build wheel clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python scripts/demo.py $(if $(IN),--in "$(IN)")
@@ -34,6 +35,14 @@ gpu:
 	done; fi; \
 	$(MAKE) build && $(BIN)/python -m benchmarks.session
 
+# This machine's rows, in benchmarks/results. An hour and more; nothing else should run meanwhile.
+bench: $(VENV)/.bench
+	$(BIN)/python -m pytest benchmarks $(if $(ONLY),-k "$(ONLY)")
+
+# From those rows: the tables in README.md, and a page with plots and sounds, report/index.html.
+report: $(VENV)/.ready
+	$(BIN)/python -m benchmarks.report
+
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -46,8 +55,8 @@ wheel: $(VENV)/.ready
 	$(BIN)/python -m build --wheel --no-isolation
 
 clean:
-	rm -rf build dist demo fastflow.egg-info fastflow/*.so .mypy_cache .pytest_cache .ruff_cache
-	rm -f $(VENV)/.native $(VENV)/.ready $(VENV)/.lint
+	rm -rf build dist demo report fastflow.egg-info fastflow/*.so .mypy_cache .pytest_cache .ruff_cache
+	rm -f $(VENV)/.native $(VENV)/.ready $(VENV)/.bench $(VENV)/.lint
 
 # The stamps below let set-up run once: again only where what it was made from has changed.
 
@@ -64,6 +73,10 @@ $(VENV)/.native: $(VENV)/.torch setup.py pyproject.toml $(SOURCES)
 # Dependencies come in a step of their own: some are built from source and want their own build tools, isolated.
 $(VENV)/.ready: $(VENV)/.native
 	$(BIN)/pip install --quiet "fastflow[test]"
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.ready
+	$(BIN)/pip install --quiet "fastflow[bench]"
 	touch $@
 
 # setuptools is what tests/test_packaging.py reads setup.py with.

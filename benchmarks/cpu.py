@@ -298,7 +298,9 @@ def worker(spec: dict[str, Any]) -> None:
 
 
 class Worker:
-    """A variant's process."""
+    """A variant's process: a program that takes `--worker` and answers as `worker` does."""
+
+    module = "benchmarks.cpu"
 
     def __init__(self, spec: dict[str, Any]) -> None:
         threads = str(spec["threads"])
@@ -308,7 +310,7 @@ class Worker:
         self.times: list[float] = []
         self.row = Row("cpu", spec["case"], "", spec["dtype"], spec["variant"])
         arguments = ["--worker", json.dumps(spec)]
-        self._process = Process("benchmarks.cpu", arguments, folder=ROOT, environment=environment)
+        self._process = Process(self.module, arguments, folder=ROOT, environment=environment)
         try:
             self.row = Row(**self._process.answer())
         except Ended as error:

@@ -35,7 +35,7 @@ from benchmarks import roofline
 from fastflow import ops, use_backend
 from fastflow.bench import cases, models, rows
 from fastflow.bench.cases import CASES, Case, Maker, toy_cases
-from fastflow.bench.check import DTYPES, converted, name_of, wider
+from fastflow.bench.check import DTYPES, converted, name_of, no_tf32, wider
 from fastflow.bench.models import SIGMA, on_backend
 from fastflow.bench.published import PublishedHiFiGAN, PublishedWaveGlow, PublishedWN
 from fastflow.bench.rows import Row
@@ -168,11 +168,6 @@ class Bench:
 
 
 # The parts
-
-
-def no_tf32() -> None:
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
-    torch.backends.cudnn.conv.fp32_precision = "ieee"
 
 
 def bench_device(bench: Bench, dtype: torch.dtype, tiny: bool) -> None:

@@ -21,6 +21,12 @@ def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def no_tf32() -> None:
+    """Let float32 mean float32 on a GPU, for everyone."""
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+
+
 def tensors(values: Any) -> Iterator[Tensor]:
     if isinstance(values, Tensor):
         yield values

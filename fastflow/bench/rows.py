@@ -52,6 +52,8 @@ class Row:
     copy: float = 0.0  # of a copy in the same run, bytes/s, those read plus those written
     peak_mb: float = 0.0  # resident memory of the variant's process at most while it runs
     extra_mb: float = 0.0  # in a process of several variants: what a run takes on top of what was held before
+    kept_mb: float = 0.0  # of a training step: what autograd holds after the forward
+    flows: int = 0  # of the model, where that is what changes
     threads: int = 0
     load: float = 0.0  # the system's load average at the end
     about: dict[str, str] = field(default_factory=dict)
@@ -74,6 +76,13 @@ class Row:
     def fraction_of_copy(self) -> float:
         """The least traffic over the time, as a fraction of the rate of a copy."""
         return self.bytes / self.median_ms * 1e3 / self.copy if self.copy and self.median_ms else 0.0
+
+    @property
+    def fraction_of_limit(self) -> float:
+        """The least time that arithmetic and traffic take at the rates of this machine, as a fraction of the time."""
+        if self.limit_ms and self.median_ms:
+            return self.limit_ms / self.median_ms
+        return max(self.fraction, self.fraction_of_copy)
 
     @property
     def samples_per_second(self) -> float:
