@@ -28,25 +28,29 @@ struct GateParams {
 // One layer of the gated dilated convolution stack:
 //   u = conv(h + input_bias) + cond_weight @ cond + conv_bias + cond_bias;   a = tanh(u[:, :G]) * sigmoid(u[:, G:])
 //   r = res_skip_weight @ a + res_skip_bias;   h_out = (h + r[:, :R]) * res_scale * mask;   skip from r[:, R:]
+// Where the conditioning has a weight for each of P phases, time lies phase by phase in all arrays: T stands for
+// [P, F], and step f * P + p, which frame f of cond conditions, is element p * F + f. Else P = 1 and F = T.
 template <class T>
 struct WnLayerParams {
-  const T* h;                // [B, C, T]
-  const T* conv_weight;      // [2G, C, k]
-  const T* conv_bias;        // [2G] or null
-  const T* res_skip_weight;  // [R + S, G]
-  const T* res_skip_bias;    // [R + S] or null
-  const T* cond;             // [B, Cc, cond_time] or null
-  const T* cond_weight;      // [2G, Cc], or null when cond is already projected (then Cc = 2G)
-  const T* cond_bias;        // [2G] or null
-  const T* input_bias;       // [B, C] or null; input_bias_batch is 0 when one row serves the whole batch
-  const T* mask;             // [B, 1, T] or null
-  T* h_out;                  // [B, R, T], R = C, or null when the layer has no residual rows (R = 0)
-  T* skip;                   // [B, S, T]
-  T* u;                      // [B, 2G, T] or null: where to keep the gate's input for a backward
-  int64_t h_batch, cond_batch, input_bias_batch, mask_batch;
+  const T* h;                        // [B, C, T]
+  const T* conv_weight;              // [2G, C, k]
+  const T* conv_bias;                // [2G] or null
+  const T* res_skip_weight;          // [R + S, G]
+  const T* res_skip_bias;            // [R + S] or null
+  const T* cond;                     // [B, Cc, cond_time] or null
+  const T* cond_weight;              // [P, 2G, Cc], or null when cond is already projected (then Cc = 2G)
+  const uint16_t* cond_weight_bf16;  // its bits in bfloat16 instead, or null: those of many phases are not widened
+  const T* cond_bias;                // [2G] or, with cond_bias_phase = 2G, [P, 2G]; or null
+  const T* input_bias;               // [B, C] or null; input_bias_batch is 0 when one row serves the whole batch
+  const T* mask;                     // [B, 1, T] or null
+  T* h_out;                          // [B, R, T], R = C, or null when the layer has no residual rows (R = 0)
+  T* skip;                           // [B, S, T]
+  T* u;                              // [B, 2G, T] or null: where to keep the gate's input for a backward
+  int64_t h_batch, cond_batch, input_bias_batch, mask_batch, cond_bias_phase;
   int64_t batch, channels, gate_channels, skip_channels, time;  // B, C, G, S, T
+  int64_t phases, frames;                                       // P, F
   int64_t kernel_size, dilation, left_padding;
-  int64_t cond_channels, cond_time;  // Cc; T, or 1 for conditioning that is constant in time
+  int64_t cond_channels, cond_time;  // Cc; F, or with one phase 1 for conditioning that is constant in time
   T res_scale;
   bool skip_accumulate;  // skip += instead of skip =
   T skip_scale;          // applied to skip after that; 1 for a single layer

@@ -14,9 +14,10 @@ struct WnLayerTensors {
   OptionalTensor cond, cond_weight, cond_bias, input_bias;
 };
 
+// `phases`: 0, or P for a cond_weight [P, 2G, Cc], one for each phase.
 inline void check_wn_layer(
     const Tensor& h, const WnLayerTensors& layer, const OptionalTensor& mask, int64_t dilation, bool causal,
-    bool residual) {
+    bool residual, int64_t phases = 0) {
   check_rank(h, "h", "[B, C, T]", 3);
   const int64_t batch = h.size(0), channels = h.size(1), time = h.size(2);
   const Tensor& weight = layer.conv_weight;
@@ -35,7 +36,15 @@ inline void check_wn_layer(
       "`res_skip_weight` must be [R + S, G] with R = ", residual ? channels : 0, " and G = ", gated / 2, "; got ",
       shape_string(res_skip));
   if (layer.res_skip_bias) check_shape(*layer.res_skip_bias, "res_skip_bias", "[R + S]", {res_skip.size(0)});
-  if (layer.cond) {
+  if (phases) {
+    FASTFLOW_CHECK(layer.cond, "`cond_weight` must come with `cond`");
+    const Tensor& cond = *layer.cond;
+    FASTFLOW_CHECK(
+        cond.dim() == 3 && cond.size(0) == batch && cond.size(2) * phases == time,
+        "`cond` must be [B, Cc, T / P] with B = ", batch, ", T = ", time, " and P = ", phases, "; got ",
+        shape_string(cond));
+    check_shape(*layer.cond_weight, "cond_weight", "[P, 2G, Cc]", {phases, gated, cond.size(1)});
+  } else if (layer.cond) {
     const Tensor& cond = *layer.cond;
     FASTFLOW_CHECK(
         cond.dim() == 3 && cond.size(0) == batch && (cond.size(2) == time || cond.size(2) == 1),
@@ -50,7 +59,11 @@ inline void check_wn_layer(
   } else {
     FASTFLOW_CHECK(!layer.cond_weight, "`cond_weight` must come with `cond`");
   }
-  if (layer.cond_bias) check_shape(*layer.cond_bias, "cond_bias", "[2G]", {gated});
+  if (layer.cond_bias && phases && layer.cond_bias->dim() == 2) {
+    check_shape(*layer.cond_bias, "cond_bias", "[P, 2G]", {phases, gated});
+  } else if (layer.cond_bias) {
+    check_shape(*layer.cond_bias, "cond_bias", "[2G]", {gated});
+  }
   if (layer.input_bias) {
     const Tensor& bias = *layer.input_bias;
     FASTFLOW_CHECK(
@@ -85,6 +98,11 @@ inline std::vector<WnLayerTensors> wn_layers(
   check_count(input_biases.size(), "input_biases", false);
   check_count(dilations.size(), "dilations", true);
 
+  const bool phased = !cond_weights.empty() && cond_weights[0].dim() == 3;
+  FASTFLOW_CHECK(
+      !phased || cond_weights[0].size(0) > 0, "`cond_weights` must have at least one phase; got ",
+      shape_string(cond_weights[0]));
+  const int64_t phases = phased ? cond_weights[0].size(0) : 0;
   std::vector<WnLayerTensors> layers;
   int64_t projected_channels = 0;  // of `cond`, where it comes already projected for all layers
   for (size_t i = 0; i < count; ++i) {
@@ -103,7 +121,7 @@ inline std::vector<WnLayerTensors> wn_layers(
     layers.push_back(
         {conv_weights[i], at(conv_biases, i), res_skip_weights[i], at(res_skip_biases, i), layer_cond,
          at(cond_weights, i), at(cond_biases, i), at(input_biases, i)});
-    check_wn_layer(h, layers[i], mask, dilations[i], causal, i + 1 < count || last_residual);
+    check_wn_layer(h, layers[i], mask, dilations[i], causal, i + 1 < count || last_residual, phases);
   }
   FASTFLOW_CHECK(
       projected_channels == 0 || projected_channels == cond->size(1),

@@ -448,6 +448,140 @@ def test_wn_minimal() -> None:
     close(actual, layer_formula(*arguments)[1])  # type: ignore[arg-type]
 
 
+def phased_arguments(
+    phases: int,
+    frames: int,
+    dilations: list[int],
+    *,
+    dtype: torch.dtype,
+    taps: int = 3,
+    causal: bool = False,
+    channels: int = 9,
+    mask: bool = False,
+    input_bias: int = 0,
+    last_residual: bool = False,
+) -> list[object]:
+    """Arguments of `wn` with conditioning weights for each phase; every second layer has one bias for all phases."""
+    t = phases * frames
+    layers = [
+        layer_arguments(
+            dtype=dtype,
+            t=t,
+            c=channels,
+            taps=taps,
+            residual=last_residual or i < len(dilations) - 1,
+            input_bias=input_bias,
+        )
+        for i in range(len(dilations))
+    ]
+    lists = [[layer[i] for layer in layers if layer[i] is not None] for i in range(9)]
+    cond = rand(2, 5, frames, dtype=dtype)
+    weights = [rand(phases, 14, 5, dtype=dtype) / 2 for _ in dilations]
+    biases = [rand(*((phases, 14) if i % 2 else (14,)), dtype=dtype) for i in range(len(dilations))]
+    gaps = (torch.rand(2, 1, t) > 0.3).to(dtype) if mask else None
+    options = (dilations, causal, 0.5**0.5, 0.6, last_residual)
+    return [layers[0][0], *lists[1:5], cond, weights, biases, lists[8], gaps, *options]
+
+
+def phased_formula(arguments: list[object], dtype: torch.dtype) -> Tensor:
+    """The reference of the block in `dtype`, after the projection of the conditioning step by step."""
+
+    def wide_as(x: object) -> object:
+        return x.to(dtype) if isinstance(x, Tensor) else [wide_as(y) for y in x] if isinstance(x, list) else x
+
+    dilations, options = arguments[10], arguments[11:]
+    h, *lists, cond, weights, biases, input_biases, mask = (wide_as(a) for a in arguments[:10])
+    steps = torch.arange(h.shape[2])  # type: ignore[attr-defined]
+    phases = weights[0].shape[0]  # type: ignore[index]
+    projected = [
+        torch.einsum("toc,bct->bot", weight[steps % phases], cond[:, :, steps // phases])  # type: ignore[index]
+        + (bias[steps % phases].T if bias.dim() == 2 else bias[:, None])
+        for weight, bias in zip(weights, biases, strict=True)  # type: ignore[call-overload]
+    ]
+    with fastflow.use_backend("reference"):
+        out: Tensor = torch.ops.fastflow.wn(
+            h, *lists, torch.cat(projected, 1), [], [], input_biases, mask, dilations, *options
+        )
+    return out
+
+
+def check_phases(*sizes: object, **options: object) -> None:
+    arguments = phased_arguments(*sizes, **options)  # type: ignore[arg-type]
+    close(ops.wn(*arguments), phased_formula(arguments, torch.float64))
+
+
+def phased_dilations(phases: int) -> list[int]:
+    """Below, equal to and above the phases; dividing them and not: pairs of phases, pairs of frames, and neither."""
+    return [1, 2, 3, 16, phases, 2 * phases, 16 * phases, 24 * phases, phases + 1]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("frames", [0, 1, 2, 7, 17, 40])
+@pytest.mark.parametrize("phases", [1, 2, 3, 32])
+def test_wn_phases(phases: int, frames: int, dtype: torch.dtype) -> None:
+    dilations = phased_dilations(phases)
+    check_phases(phases, frames, dilations, dtype=dtype, input_bias=1)
+    check_phases(phases, frames, dilations, dtype=dtype, causal=True, last_residual=True, mask=True)
+    for taps in (1, 5):
+        check_phases(phases, frames, dilations[:5], dtype=dtype, taps=taps, causal=frames == 7, input_bias=2)
+
+
+def check_bfloat16_phases(*sizes: object, **options: object) -> None:
+    """Against float64, the error is at most twice that of plain PyTorch in bfloat16."""
+    arguments = phased_arguments(*sizes, dtype=torch.bfloat16, **options)  # type: ignore[arg-type, misc]
+    got, plain = ops.wn(*arguments), phased_formula(arguments, torch.bfloat16)
+    expected = phased_formula(arguments, torch.float64)
+    assert got.dtype == torch.bfloat16
+    assert (got - expected).square().mean() <= 4 * (plain - expected).square().mean()
+
+
+@pytest.mark.parametrize(("phases", "frames"), [(1, 65), (2, 33), (3, 17), (32, 7), (32, 40)])
+def test_wn_phases_in_bfloat16(phases: int, frames: int) -> None:
+    check_bfloat16_phases(phases, frames, phased_dilations(phases), mask=True)
+    assert ops.wn(*phased_arguments(phases, 0, [1], dtype=torch.bfloat16)).shape == (2, 3, 0)
+
+
+def test_wn_phases_layouts_and_mixed_dtypes() -> None:
+    arguments = phased_arguments(4, 20, [1, 4, 32], dtype=torch.float32)
+    expected = ops.wn(*arguments)
+    h, cond, weights = arguments[0], arguments[5], arguments[6]
+    for h_relaid, cond_relaid in zip(layouts(h).values(), layouts(cond).values(), strict=True):  # type: ignore[arg-type]
+        arguments[0], arguments[5] = h_relaid, cond_relaid
+        assert torch.equal(ops.wn(*arguments), expected)
+    arguments[6] = [w.transpose(1, 2).contiguous().transpose(1, 2) for w in weights]  # type: ignore[attr-defined]
+    assert torch.equal(ops.wn(*arguments), expected)
+    arguments[6] = [w.bfloat16() for w in weights]  # type: ignore[attr-defined]
+    with pytest.raises(BAD_ARGUMENT, match="`cond_weight` must be float32 like the first argument; got bfloat16"):
+        ops.wn(*arguments)
+
+
+def test_wn_phases_same_bits_on_any_number_of_threads() -> None:
+    cases = [phased_arguments(8, 100, [1, 3, 8, 32], dtype=d, channels=16) for d in (torch.float32, torch.bfloat16)]
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 7):
+            torch.set_num_threads(threads)
+            results.append([ops.wn(*arguments) for arguments in cases])
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("dilation", [1, 4, 8])
+def test_wn_phases_keep_nan_local(dilation: int) -> None:
+    """A NaN reaches the outputs whose window it is in, and the steps of its frame, and no others."""
+    arguments = phased_arguments(4, 60, [dilation], dtype=torch.float32)
+    arguments[0][0, 2, 101] = float("nan")  # type: ignore[index]
+    arguments[5][1, 2, 30] = float("nan")  # type: ignore[index]
+    hit = torch.zeros(2, 240, dtype=torch.bool)
+    hit[0, [101 - dilation, 101, 101 + dilation]] = True
+    hit[1, 120:124] = True
+    out = ops.wn(*arguments)
+    assert torch.equal(out.isnan().all(1), hit) and torch.equal(out.isnan().any(1), hit)
+
+
 def coupling_formula(
     x: Tensor, shift: Tensor, log_scale: Tensor | None, mask: Tensor | None, form: str, reverse: bool
 ) -> tuple[Tensor, Tensor]:
@@ -888,6 +1022,12 @@ for threads in (1, 2, 7):
         if time >= 33:  # of a few values, an error says little
             t.check_bfloat16_layer(arguments)
         t.check_gate_backward(arguments)
+for phases, frames in ((1, 40), (2, 1), (3, 17), (32, 7), (8, 40)):
+    dilations = t.phased_dilations(phases)
+    t.check_phases(phases, frames, dilations, dtype=torch.float32, causal=frames == 17, mask=True)
+    t.check_phases(phases, frames, dilations[:4], dtype=torch.float64, taps=5)
+    if frames > 1:
+        t.check_bfloat16_phases(phases, frames, dilations)
 for dtype in t.SMALL_DTYPES:
     t.test_gate(131, dtype)
     for form in ("exp", "sigmoid", "additive"):

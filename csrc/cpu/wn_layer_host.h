@@ -6,23 +6,34 @@
 
 namespace fastflow {
 
-// Holds the dense tensors of one layer for as long as its parameters are used.
+// Whether the conditioning's weight, one for each phase, is taken as bfloat16: too large to be widened beforehand.
+inline bool stays_bf16(const WnLayerTensors& layer) {
+  const OptionalTensor& weight = layer.cond_weight;
+  return weight && weight->dim() == 3 && weight->size(0) > 1 && weight->scalar_type() == ScalarType::BFloat16;
+}
+
+// Holds the dense tensors of one layer for as long as its parameters are used. The weights have `phases` phases, and
+// time lies in that order in `h` and the mask.
 template <class T>
 struct WnLayer {
-  Dense<T> h, conv_weight, conv_bias, res_skip_weight, res_skip_bias, cond, cond_weight, cond_bias, input_bias, mask;
+  Dense<T> h, conv_weight, conv_bias, res_skip_weight, res_skip_bias, cond, cond_weight;
+  Dense<bfloat16> cond_weight_bf16;
+  Dense<T> cond_bias, input_bias, mask;
   WnLayerParams<T> params = {};
 
   // Everything but the outputs and what scales them.
   WnLayer(
       const Tensor& h_tensor, const WnLayerTensors& layer, const OptionalTensor& mask_tensor, int64_t dilation,
-      bool causal)
+      bool causal, int64_t phases = 1)
       : h(Dense<T>::batched(h_tensor, "h")),
         conv_weight(Dense<T>::whole(layer.conv_weight, "conv_weight")),
         conv_bias(Dense<T>::whole(layer.conv_bias, "conv_bias")),
         res_skip_weight(Dense<T>::whole(layer.res_skip_weight, "res_skip_weight")),
         res_skip_bias(Dense<T>::whole(layer.res_skip_bias, "res_skip_bias")),
         cond(Dense<T>::batched(layer.cond, "cond")),
-        cond_weight(Dense<T>::whole(layer.cond_weight, "cond_weight")),
+        cond_weight(Dense<T>::whole(stays_bf16(layer) ? OptionalTensor() : layer.cond_weight, "cond_weight")),
+        cond_weight_bf16(
+            Dense<bfloat16>::whole(stays_bf16(layer) ? layer.cond_weight : OptionalTensor(), "cond_weight")),
         cond_bias(Dense<T>::whole(layer.cond_bias, "cond_bias")),
         input_bias(Dense<T>::whole(layer.input_bias, "input_bias")),
         mask(Dense<T>::batched(mask_tensor, "mask")) {
@@ -33,6 +44,7 @@ struct WnLayer {
     params.res_skip_bias = res_skip_bias.data;
     params.cond = cond.data;
     params.cond_weight = cond_weight.data;
+    params.cond_weight_bf16 = reinterpret_cast<const uint16_t*>(cond_weight_bf16.data);
     params.cond_bias = cond_bias.data;
     params.input_bias = input_bias.data;
     params.mask = mask.data;
@@ -40,10 +52,13 @@ struct WnLayer {
     params.cond_batch = cond.batch;
     params.input_bias_batch = layer.input_bias && layer.input_bias->size(0) > 1 ? h_tensor.size(1) : 0;
     params.mask_batch = mask.batch;
+    params.cond_bias_phase = layer.cond_bias && layer.cond_bias->dim() == 2 ? layer.cond_bias->size(1) : 0;
     params.batch = h_tensor.size(0);
     params.channels = h_tensor.size(1);
     params.gate_channels = layer.conv_weight.size(0) / 2;
     params.time = h_tensor.size(2);
+    params.phases = phases;
+    params.frames = params.time / phases;
     params.kernel_size = layer.conv_weight.size(2);
     params.dilation = dilation;
     params.left_padding = (params.kernel_size - 1) * dilation / (causal ? 1 : 2);
@@ -91,7 +106,7 @@ inline WnLayerTensors in_float32(const WnLayerTensors& layer) {
       in_float32(layer.res_skip_weight, "res_skip_weight"),
       in_float32(layer.res_skip_bias, "res_skip_bias"),
       in_float32(layer.cond, "cond"),
-      in_float32(layer.cond_weight, "cond_weight"),
+      stays_bf16(layer) ? layer.cond_weight : in_float32(layer.cond_weight, "cond_weight"),
       in_float32(layer.cond_bias, "cond_bias"),
       in_float32(layer.input_bias, "input_bias")};
 }

@@ -70,33 +70,48 @@ void put_row(typename O::element* slice, int64_t k, const typename O::value* row
     O::put(depth_of<O>(slice, k) + v * Vector<T>::lanes, k, load(row + v * Vector<T>::lanes));
 }
 
-// A register tile [kRows, kColumns].
-template <class T>
-using Tile = typename Vector<T>::type[kRows][kVectors];
+// A register tile [kRows, V vectors]: kVectors, or 1 where half a slice is enough.
+template <class T, int V = kVectors>
+using Tile = typename Vector<T>::type[kRows][V];
 
 // sum += panel transposed @ slice
-template <class O>
+template <class O, int V = kVectors>
 inline __attribute__((always_inline)) void multiply(
-    const typename O::element* panel, const typename O::element* slice, int64_t steps, Tile<typename O::value>& sum) {
+    const typename O::element* panel, const typename O::element* slice, int64_t steps,
+    Tile<typename O::value, V>& sum) {
   using T = typename O::value;
   for (int64_t k = 0; k < steps; ++k) {
-    typename O::operand column[kVectors];
-    for (int v = 0; v < kVectors; ++v) column[v] = load(slice + k * kColumns<T> + v * Vector<T>::lanes);
+    typename O::operand column[V];
+    for (int v = 0; v < V; ++v) column[v] = load(slice + k * kColumns<T> + v * Vector<T>::lanes);
     for (int r = 0; r < kRows; ++r)
-      for (int v = 0; v < kVectors; ++v) sum[r][v] = O::multiply_add(sum[r][v], panel[k * kRows + r], column[v]);
+      for (int v = 0; v < V; ++v) sum[r][v] = O::multiply_add(sum[r][v], panel[k * kRows + r], column[v]);
   }
 }
 
-template <class T>
-inline __attribute__((always_inline)) void load_tile(const T* from, Tile<T>& tile) {
-  for (int r = 0; r < kRows; ++r)
-    for (int v = 0; v < kVectors; ++v) tile[r][v] = load(from + r * kColumns<T> + v * Vector<T>::lanes);
+// The same for weights that were not packed: row r of the panel is rows[r] [steps].
+template <class O, int V = kVectors>
+inline __attribute__((always_inline)) void multiply_rows(
+    const typename O::element* const (&rows)[kRows], const typename O::element* slice, int64_t steps,
+    Tile<typename O::value, V>& sum) {
+  using T = typename O::value;
+  for (int64_t k = 0; k < steps; ++k) {
+    typename O::operand column[V];
+    for (int v = 0; v < V; ++v) column[v] = load(slice + k * kColumns<T> + v * Vector<T>::lanes);
+    for (int r = 0; r < kRows; ++r)
+      for (int v = 0; v < V; ++v) sum[r][v] = O::multiply_add(sum[r][v], rows[r][k], column[v]);
+  }
 }
 
-template <class T>
-inline __attribute__((always_inline)) void store_tile(const Tile<T>& tile, T* to) {
+template <class T, int V>
+inline __attribute__((always_inline)) void load_tile(const T* from, Tile<T, V>& tile) {
   for (int r = 0; r < kRows; ++r)
-    for (int v = 0; v < kVectors; ++v) store(to + r * kColumns<T> + v * Vector<T>::lanes, tile[r][v]);
+    for (int v = 0; v < V; ++v) tile[r][v] = load(from + r * kColumns<T> + v * Vector<T>::lanes);
+}
+
+template <class T, int V>
+inline __attribute__((always_inline)) void store_tile(const Tile<T, V>& tile, T* to) {
+  for (int r = 0; r < kRows; ++r)
+    for (int v = 0; v < V; ++v) store(to + r * kColumns<T> + v * Vector<T>::lanes, tile[r][v]);
 }
 
 }  // namespace fastflow::FASTFLOW_ISA

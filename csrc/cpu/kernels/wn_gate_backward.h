@@ -62,7 +62,7 @@ void wn_gate_backward(
         Tile<T> sum = {};
         multiply<Plain<T>>(
             static_cast<const T*>(packed) + panel * p.rows * kRows, window + s * p.rows * W, p.rows, sum);
-        store_tile<T>(sum, grad_a);
+        store_tile<T, kVectors>(sum, grad_a);
         const int64_t t = t0 + s * W, valid = min(W, p.time - t);
         for (int64_t g = panel * kRows; g < min(G, (panel + 1) * kRows); ++g) {
           const T* grad = grad_a + g % kRows * W;
