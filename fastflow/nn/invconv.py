@@ -44,6 +44,11 @@ class InvertibleConv1x1(PackingModule[tuple[Tensor, Tensor]]):
             self.conv = nn.Conv1d(channels, channels, 1, bias=False)
             self.conv.weight = nn.Parameter(weight[:, :, None])
 
+    def _stored(self) -> list[Tensor]:
+        """Return the tensors that make the weight."""
+        weight = self.weight()
+        return list(weight) if isinstance(weight, PLU) else [self.conv.weight]
+
     def weight(self) -> Tensor | PLU:
         """Return the weight [C, C], or its factors."""
         if not self.plu:
@@ -57,7 +62,9 @@ class InvertibleConv1x1(PackingModule[tuple[Tensor, Tensor]]):
         Raises:
             ValueError: `x` does not fit, or the weight to invert is singular.
         """
-        y, log_det = invconv1x1(as_steps(x), self.weight(), mask=as_steps(mask), reverse=reverse)
+        # with the kept inverse as its weight the operation runs backwards, the log-determinant's sign included
+        weight = self.inverse(self._stored()[0].dtype) if reverse else self.weight()
+        y, log_det = invconv1x1(as_steps(x), weight, mask=as_steps(mask))
         return y.view(x.shape), log_det
 
     def infer(self, y: Tensor, *, name: str = "weight") -> Tensor:
@@ -76,11 +83,10 @@ class InvertibleConv1x1(PackingModule[tuple[Tensor, Tensor]]):
 
         def build() -> tuple[Tensor, Tensor]:
             wide = inverse(weight, name)
-            return wide, wide.to(tensors[0].dtype)
+            return wide, wide.to(self._stored()[0].dtype)
 
         weight = self.weight()
-        tensors = list(weight) if isinstance(weight, PLU) else [self.conv.weight]
-        wide, same = self._packed.get(tensors, build)
+        wide, same = self._packed.get(self._stored(), build)
         return same if same.dtype == dtype else wide.to(dtype)
 
     def extra_repr(self) -> str:
