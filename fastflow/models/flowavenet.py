@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fastflow.models.vocoder import Vocoder, check_mel, check_synthesis, unit_noise
 from fastflow.nn import ActNorm, Conv1d
+from fastflow.nn.backprop import Step
 from fastflow.nn.conv import NormedConv, remove_weight_norm
 from fastflow.nn.packing import PackingModule
 from fastflow.nn.wn import GatedStack, Weights
@@ -188,9 +189,8 @@ class Coupling(PackingModule[tuple[Tensor, Tensor]]):
             weight, bias = exchange_halves(weight.T).T, exchange_halves(bias[None])[0]
         return weight, bias
 
-    def forward(self, x: Tensor, cond: Tensor, *, reverse: bool = False) -> tuple[Tensor, Tensor]:
-        """Return y [B, C, T] and the log-determinant [B]."""
-        hidden = self.net(x.chunk(2, 1)[0], cond, end=False)
+    def forward(self, x: Tensor, hidden: Tensor, *, reverse: bool = False) -> tuple[Tensor, Tensor]:
+        """Return y [B, C, T] and the log-determinant [B], for what `net` made of the first half without its `end`."""
         weight, bias = self._packed.get([self.net.end.scale, *self.net.end.conv.stored()], self._pack)
         form = "exp" if self.affine else "additive"
         return flow_step(x, hidden, weight, bias, form=form, reverse=reverse != self.affine)
@@ -206,17 +206,25 @@ class Flow(nn.Module):
         net = Wavenet(half, channels if affine else half, num_layers, filter_size, cin_channels // 2)
         self.coupling = Coupling(net, affine=affine)
 
-    def forward(self, x: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
-        """Return y [B, C, T] and the log-determinant [B]; `cond` is the half of the conditioning for the first half."""
-        x, scales = self.actnorm(x)
-        x, log_s = self.coupling(x, cond)
-        return exchange_halves(x), scales + log_s
+    def hidden(self, kept: Tensor, cond: Tensor) -> Tensor:
+        """Return what the coupling is to know of the first half, `kept`; `cond` is the half that goes with it."""
+        hidden: Tensor = self.coupling.net(kept, cond, end=False)
+        return hidden
+
+    def leave(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Return y [B, C, T] of x behind actnorm, and the coupling's log-determinant [B]."""
+        y, log_s = self.coupling(x, hidden)
+        return exchange_halves(y), log_s
+
+    def inverse(self, y: Tensor, hidden: Tensor) -> Tensor:
+        """Return the flow's input [B, C, T]."""
+        x, _ = self.coupling(exchange_halves(y), hidden, reverse=True)
+        out: Tensor = self.actnorm(x, reverse=True)[0]
+        return out
 
     def reverse(self, y: Tensor, cond: Tensor) -> Tensor:
         """Return x [B, C, T]."""
-        x, _ = self.coupling(exchange_halves(y), cond, reverse=True)
-        out: Tensor = self.actnorm(x, reverse=True)[0]
-        return out
+        return self.inverse(y, self.hidden(y.chunk(2, 1)[1], cond))
 
 
 class Block(nn.Module):
@@ -239,11 +247,67 @@ class Block(nn.Module):
         )
         self.prior = Wavenet(channels // 2, channels, 2, filter_size, cin_channels) if split else None
 
-    def prior_of(self, x: Tensor, halves: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def prior_of(self, x: Tensor, halves: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return mean and log of the standard deviation of the channels that leave, for those that stay."""
         assert self.prior is not None
-        mean, log_sd = self.prior(x, torch.cat(halves, 1)).to(x.dtype).chunk(2, 1)
+        mean, log_sd = self.prior(x, torch.cat(list(halves), 1)).to(x.dtype).chunk(2, 1)
         return mean, log_sd
+
+
+class _FlowStep(Step):
+    """A flow, and before a block's first one the squeeze."""
+
+    def __init__(self, flow: Flow, name: str, cond: int, squeezes: bool) -> None:
+        self.flow, self.name, self.conds, self.squeezes = flow, name, (cond,), squeezes
+        self.parts = [flow]
+
+    def enter(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        z, log_det = self.flow.actnorm(squeeze(x) if self.squeezes else x)
+        return z, log_det
+
+    def kept(self, z: Tensor) -> Tensor:
+        return z.chunk(2, 1)[0]
+
+    def network(self, kept: Tensor, *conds: Tensor) -> Tensor:
+        return self.flow.hidden(kept, *conds)
+
+    def leave(self, z: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        return self.flow.leave(z, hidden)
+
+    def kept_of(self, y: Tensor) -> Tensor:
+        return y.chunk(2, 1)[1]
+
+    def inverse(self, y: Tensor, hidden: Tensor) -> Tensor:
+        x = self.flow.inverse(y, hidden)
+        return unsqueeze(x) if self.squeezes else x
+
+
+class _PriorStep(Step):
+    """The second half of the channels leaves, normalised by the mean and the deviation of its prior."""
+
+    def __init__(self, block: Block, name: str, conds: tuple[int, int]) -> None:
+        assert block.prior is not None
+        self.block, self.name, self.conds, self.leaving = block, name, conds, block.prior.end.scale.shape[1] // 2
+        self.parts = [block.prior]
+
+    def kept(self, z: Tensor) -> Tensor:
+        return z.chunk(2, 1)[0]
+
+    def network(self, kept: Tensor, *conds: Tensor) -> tuple[Tensor, Tensor]:
+        return self.block.prior_of(kept, conds)
+
+    def leave(self, z: Tensor, hidden: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        staying, leaving = z.chunk(2, 1)
+        mean, log_sd = hidden
+        return torch.cat(((leaving - mean) * torch.exp(-log_sd), staying), 1), -_wide(log_sd).sum((1, 2))
+
+    def kept_of(self, y: Tensor) -> Tensor:
+        return y.chunk(2, 1)[1]
+
+    def inverse(self, y: Tensor, hidden: tuple[Tensor, Tensor]) -> Tensor:
+        normal, staying = y.chunk(2, 1)
+        mean, log_sd = hidden
+        return torch.cat((staying, mean + torch.exp(log_sd) * normal), 1)
 
 
 class FloWaveNet(Vocoder):
@@ -267,9 +331,11 @@ class FloWaveNet(Vocoder):
         block_per_split: after every so many blocks, but not after the last, half of the channels leave (the published
             programs use 4, with the constructor's default none leave).
         filter_size: channels of every network (256, fixed in the published code).
+        backprop: "autograd", "recompute" or "invert": what a training step keeps in memory; see
+            `fastflow.nn.backprop.FlowModel`.
 
     Raises:
-        ValueError: a size is less than 1.
+        ValueError: a size is less than 1, or `backprop` is none of these.
     """
 
     mel_form = "flowavenet"
@@ -288,8 +354,10 @@ class FloWaveNet(Vocoder):
         block_per_split: int = 8,
         *,
         filter_size: int = 256,
+        backprop: str = "autograd",
     ) -> None:
         super().__init__()
+        self.backprop = backprop
         sizes = {
             "in_channel": in_channel,
             "cin_channel": cin_channel,
@@ -380,23 +448,23 @@ class FloWaveNet(Vocoder):
         self._check_audio("x", x, c)
         cond = self._conditioning(x, c)
         samples = x.shape[0] * x.shape[2]
-        terms: list[Tensor] = []  # of log_p
-        log_dets: list[Tensor] = []
-        exchanged = False
+        steps: list[Step] = []
+        conds: list[Tensor] = []  # the halves of each block's conditioning
+        first = 0  # which of the two goes with the first half of the audio's channels
         for b, block in enumerate(self._blocks()):
-            x = squeeze(x)
-            halves = self._halves(cond, b, exchanged)
-            for flow in block.flows:
-                x, log_det = flow(x, halves[0])
-                log_dets.append(log_det.sum())
-                halves = halves[::-1]
-                exchanged = not exchanged
+            conds += squeeze(cond, b + 1).chunk(2, 1)
+            for i, flow in enumerate(block.flows):
+                steps.append(_FlowStep(cast(Flow, flow), f"flow {i} of block {b}", 2 * b + first, squeezes=i == 0))
+                first = 1 - first
             if block.prior is not None:
-                x, leaving = x.chunk(2, 1)
-                mean, log_sd = block.prior_of(x, halves)
-                terms.append(_log_normal((leaving - mean) * torch.exp(-log_sd)) - _wide(log_sd).sum())
-        terms.append(_log_normal(x))
-        return torch.stack(terms).sum() / samples, torch.stack(log_dets).sum() / samples
+                halves = (2 * b + first, 2 * b + 1 - first)
+                steps.append(_PriorStep(block, f"the prior of block {b}", halves))
+        parts, log_dets = self.run_steps(steps, x, conds)
+        density = [_log_normal(part) for part in parts]
+        change: list[Tensor] = []
+        for step, log_det in zip(steps, log_dets, strict=True):  # a prior's scale is a part of its density
+            (change if isinstance(step, _FlowStep) else density).append(log_det.sum())
+        return torch.stack(density).sum() / samples, torch.stack(change).sum() / samples
 
     def reverse(self, z: Tensor, c: Tensor) -> Tensor:
         """The published synthesis: noise to audio.

@@ -84,6 +84,8 @@ class SqueezeWave(WaveGlow):
         n_early_every: after every so many flows, `n_early_size` channels leave the flow early (2).
         n_early_size: channels that leave at once (16).
         WN_config: sizes of the coupling networks: `n_layers` (8), `n_channels` (128 or 256), `kernel_size` (3).
+        backprop: "autograd", "recompute" or "invert": what a training step keeps in memory; see
+            `fastflow.nn.backprop.FlowModel`.
 
     Raises:
         ValueError: sizes that do not fit each other; the message names them.
@@ -99,8 +101,11 @@ class SqueezeWave(WaveGlow):
         n_early_every: int,
         n_early_size: int,
         WN_config: Mapping[str, int],
+        *,
+        backprop: str = "autograd",
     ) -> None:
         Vocoder.__init__(self)
+        self.backprop = backprop
         self._check_config(
             n_mel_channels, n_flows, n_audio_channel, n_early_every, n_early_size, WN_config, "n_audio_channel"
         )

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastflow.nn.backprop import FlowModel
 from fastflow.ops import checks
 
 
-class Vocoder(nn.Module):
+class Vocoder(FlowModel):
     """A model that turns mel spectrograms into audio: what `fastflow.load` returns.
 
     `config` holds the keyword arguments that make the same model again. A mel frame stands for `hop_length` samples;

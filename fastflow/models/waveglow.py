@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fastflow.models.upsample import Upsample
 from fastflow.models.vocoder import Vocoder, check_mel, check_synthesis, unit_noise
 from fastflow.nn import WN, Conv1d, InvertibleConv1x1
+from fastflow.nn.backprop import Step
 from fastflow.nn.conv import remove_weight_norm
 from fastflow.ops import checks
 from fastflow.ops.flow_step.api import flow_step
@@ -67,6 +68,8 @@ class WaveGlow(Vocoder):
             n_mel_channels * n_group channels. "group": it is upsampled to one column of n_mel_channels per group, for
             small models.
         alternate_halves: odd flows transform the first half of the channels, as in the 2018 `glow_old.py`.
+        backprop: "autograd", "recompute" or "invert": what a training step keeps in memory; see
+            `fastflow.nn.backprop.FlowModel`.
 
     Raises:
         ValueError: sizes that do not fit each other; the message names them.
@@ -87,8 +90,10 @@ class WaveGlow(Vocoder):
         win_length: int = 1024,
         conditioning: str = "sample",
         alternate_halves: bool = False,
+        backprop: str = "autograd",
     ) -> None:
         super().__init__()
+        self.backprop = backprop
         self._check_config(n_mel_channels, n_flows, n_group, n_early_every, n_early_size, WN_config)
         if conditioning not in CONDITIONINGS:
             raise ValueError(f"`conditioning` must be one of {', '.join(CONDITIONINGS)}; got {conditioning!r}")
@@ -170,13 +175,20 @@ class WaveGlow(Vocoder):
         """Whether channels leave (forward) or join (inference) before flow k."""
         return k > 0 and k % self.n_early_every == 0
 
-    def _step(self, k: int, x: Tensor, cond: Tensor, weight: Tensor | None, **options: Any) -> tuple[Tensor, Tensor]:
-        """Run flow k's coupling on x, then what `flow_step` does between two couplings."""
+    def _kept(self, k: int, x: Tensor) -> Tensor:
+        """Return the half that flow k's coupling leaves as it is, and sees."""
+        return x.chunk(2, 1)[1 if self._transforms_first(k) else 0]
+
+    def _transforms_first(self, k: int) -> bool:
+        return self.alternate_halves and k % 2 == 1
+
+    def _couple(
+        self, k: int, x: Tensor, hidden: Tensor, weight: Tensor | None, **options: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Run flow k's coupling on x, given what its network made; then what `flow_step` does between two couplings."""
         net = cast(CouplingNet, self.WN[k])
-        first = self.alternate_halves and k % 2 == 1
-        kept = x.chunk(2, 1)[1 if first else 0]
-        hidden = net(kept, cond, end=False)
-        return flow_step(x, hidden, net.end.folded_weight(), net.end.bias, weight, transform_first=first, **options)
+        options["transform_first"] = self._transforms_first(k)
+        return flow_step(x, hidden, net.end.folded_weight(), net.end.bias, weight, **options)
 
     def _convinv(self, k: int) -> InvertibleConv1x1:
         return cast(InvertibleConv1x1, self.convinv[k])
@@ -221,22 +233,13 @@ class WaveGlow(Vocoder):
         steps = audio.shape[1] // self.n_group
         cond = self._conditioning(mel, steps)
         x = audio.reshape(audio.shape[0], steps, self.n_group).transpose(1, 2)
-        early: list[Tensor] = []
-        log_s_list: list[Tensor] = []
         x, log_det = self.convinv[0](x)
         log_det_w_list = [log_det.sum()]
-        for k in range(self.n_flows):  # each step multiplies by the next flow's 1x1 weight
-            weight, leaving = None, 0
-            if k + 1 < self.n_flows:
-                weight = self._convinv(k + 1).conv.weight[:, :, 0]
-                leaving = self.n_early_size if self._is_early(k + 1) else 0
-                log_det_w_list.append((log_abs_det(weight) * steps).expand(x.shape[0]).sum())
-            x, log_s = self._step(k, x, cond, weight, n_early=leaving)
-            log_s_list.append(log_s)
-            if leaving:
-                early.append(x[:, :leaving])
-                x = x[:, leaving:]
-        return torch.cat((*early, x), 1) if early else x, log_s_list, log_det_w_list
+        for k in range(1, self.n_flows):
+            weight = self._convinv(k).conv.weight[:, :, 0]
+            log_det_w_list.append((log_abs_det(weight) * steps).expand(x.shape[0]).sum())
+        parts, log_s_list = self.run_steps([_WaveGlowStep(self, k) for k in range(self.n_flows)], x, [cond])
+        return torch.cat(parts, 1) if len(parts) > 1 else parts[0], log_s_list, log_det_w_list
 
     @torch.no_grad()
     def infer(
@@ -282,7 +285,8 @@ class WaveGlow(Vocoder):
         for k in reversed(range(self.n_flows)):
             weight = self._convinv(k).inverse(x.dtype, name=f"convinv.{k}.conv.weight")
             early = entering.pop(0) if self._is_early(k) else None
-            x, _ = self._step(k, x, cond, weight, early=early, reverse=True, log_det=False)
+            hidden = self.WN[k](self._kept(k, x), cond, end=False)
+            x, _ = self._couple(k, x, hidden, weight, early=early, reverse=True, log_det=False)
         return x.transpose(1, 2).flatten(1)
 
     def _noise_widths(self) -> list[int]:
@@ -303,6 +307,40 @@ class WaveGlow(Vocoder):
         target = self if model is None else model
         remove_weight_norm(target)
         return target
+
+
+class _WaveGlowStep(Step):
+    """Flow k's coupling, then the 1x1 convolution of the next flow, if there is one."""
+
+    def __init__(self, model: WaveGlow, k: int) -> None:
+        self.model, self.k = model, k
+        self.name = f"flow {k} of {model.n_flows}"
+        self.next = model._convinv(k + 1) if k + 1 < model.n_flows else None
+        self.parts = [model.WN[k], *([] if self.next is None else [self.next])]
+        self.leaving = model.n_early_size if self.next is not None and model._is_early(k + 1) else 0
+
+    def kept(self, z: Tensor) -> Tensor:
+        return self.model._kept(self.k, z)
+
+    def network(self, kept: Tensor, *conds: Tensor) -> Tensor:
+        hidden: Tensor = self.model.WN[self.k](kept, *conds, end=False)
+        return hidden
+
+    def leave(self, z: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        weight = None if self.next is None else self.next.conv.weight[:, :, 0]
+        return self.model._couple(self.k, z, hidden, weight, n_early=self.leaving)
+
+    def _before_convinv(self, y: Tensor) -> Tensor:
+        if self.next is None:
+            return y
+        multiplied = self.next.infer(y[:, self.leaving :], name=f"convinv.{self.k + 1}.conv.weight")
+        return torch.cat((y[:, : self.leaving], multiplied), 1)
+
+    def kept_of(self, y: Tensor) -> Tensor:
+        return self.kept(self._before_convinv(y))
+
+    def inverse(self, y: Tensor, hidden: Tensor) -> Tensor:
+        return self.model._couple(self.k, self._before_convinv(y), hidden, None, reverse=True, log_det=False)[0]
 
 
 class WaveGlowLoss(nn.Module):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -11,6 +13,22 @@ from torch import Tensor, nn
 from fastflow.ops.checks import no_autocast
 
 T = TypeVar("T")
+
+_local = threading.local()
+
+
+@contextmanager
+def nothing_kept() -> Iterator[None]:
+    """Keep no value that is built in this thread.
+
+    For a training step that records no gradients: the weights change before they are used again, and a folded copy of
+    all of them is memory that the caller wants to spare.
+    """
+    before, _local.off = getattr(_local, "off", False), True
+    try:
+        yield
+    finally:
+        _local.off = before
 
 
 class _Seen:
@@ -62,7 +80,8 @@ class Packed(Generic[T]):
         # normal tensors in full precision, whatever the caller's mode: others will use them
         with torch.inference_mode(False), torch.no_grad(), no_autocast(tensors[0].device):
             value = build()
-            self._cached = [_Seen(t) for t in tensors], value
+            if not getattr(_local, "off", False):
+                self._cached = [_Seen(t) for t in tensors], value
         return value
 
     def clear(self) -> None:

@@ -274,6 +274,18 @@ def _resolve_backward(op: str, *args: Any) -> Callable[..., Any]:
     return _implementations[backend if _unsupported(backend, op, *args) is None else "reference"][op]
 
 
+def parts_of_backward(op: str, x: Tensor) -> tuple[Callable[..., Any], Callable[..., Any]] | None:
+    """Return the backward of `op` in two parts, from the backend that runs `op` on tensors like `x`, or None.
+
+    The first runs the operation again and returns its result with what the second needs: for a caller who needs the
+    result again too. Backends implement them as `<op>_again` and `<op>_again_backward`.
+    """
+    backend = _auto(op, x) if _requested == "auto" else _requested
+    if _unsupported(backend, f"{op}_again_backward", x) is not None:
+        return None
+    return _implementations[backend][f"{op}_again"], _implementations[backend][f"{op}_again_backward"]
+
+
 def _contiguous(result: Any) -> Any:
     """Return the result with contiguous tensors, as the fake kernels promise for every backend."""
     if isinstance(result, Tensor):

@@ -96,7 +96,8 @@ def noise_of(model: FloWaveNet, x: torch.Tensor, c: torch.Tensor) -> torch.Tenso
         x = squeeze(x)
         halves = model._halves(cond, b, False)
         for flow in block.flows:
-            x, _ = flow(x, halves[0])
+            x, _ = flow.actnorm(x)
+            x, _ = flow.leave(x, flow.hidden(x.chunk(2, 1)[0], halves[0]))
             halves = halves[::-1]
         if block.prior is not None:
             x, leaving = x.chunk(2, 1)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastflow.ops import checks, registry
@@ -59,6 +63,47 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 _wn.register_autograd(_backward, setup_context=_setup)
+registry.implement("reference", "wn_again", reference.layered.again)
+registry.implement("reference", "wn_again_backward", reference.layered.backward)
+
+
+class _RunsOnce(torch.autograd.Function):
+    """`wn` that keeps what its backward would otherwise compute again; its backward can run once."""
+
+    @staticmethod
+    def forward(ctx: Any, parts: tuple[Any, Any], inputs: list[Any], options: tuple[Any, ...], *flat: Tensor) -> Tensor:
+        again, ctx.go_back = parts
+        ctx.inputs, ctx.options = inputs, options
+        with checks.no_autocast(flat[0].device):
+            out, ctx.kept = again(*inputs, *options)
+        result: Tensor = out.contiguous()
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        rest = iter(ctx.needs_input_grad[3:])
+        given = [x if isinstance(x, list) else [] if x is None else [x] for x in ctx.inputs]
+        needs = [any(list(itertools.islice(rest, len(x)))) for x in given]  # a list first: `any` stops at the first
+        with checks.no_autocast(grad.device):
+            grads = ctx.go_back(grad.contiguous(), ctx.kept, *ctx.inputs, *ctx.options, needs)
+        wanted = [need for x, need in zip(given, needs, strict=True) for _ in x]
+        return (None, None, None, *[g if need else None for g, need in zip(grads, wanted, strict=True)])
+
+
+_local = threading.local()
+
+
+@contextmanager
+def running_once() -> Iterator[None]:
+    """Let `wn` keep each layer's state in this thread, for a backward that follows at once and runs once.
+
+    Else that backward runs the block a second time to have them. Backends that do not tell the two apart run as usual.
+    """
+    before, _local.once = getattr(_local, "once", False), True
+    try:
+        yield
+    finally:
+        _local.once = before
 
 
 def _check_phases(h: Tensor, cond: Tensor | None, cond_weights: Sequence[Tensor], i: int, rows: int) -> None:
@@ -187,7 +232,7 @@ def wn(
         for i, tensor in enumerate(items):
             checks.check_like(f"{name}[{i}]", tensor, "h", first)
     mask = checks.check_mask(mask, "h", first)
-    out: Tensor = _wn(
+    inputs = [
         first,
         cast["conv_weights"],
         cast["conv_biases"],
@@ -197,11 +242,12 @@ def wn(
         cast["cond_weights"],
         cast["cond_biases"],
         cast["input_biases"],
-        mask,
-        list(dilations),
-        causal,
-        float(res_scale),
-        float(skip_scale),
-        last_residual,
-    )
+    ]
+    options = (mask, list(dilations), causal, float(res_scale), float(skip_scale), last_residual)
+    once = not torch.compiler.is_compiling() and getattr(_local, "once", False) and torch.is_grad_enabled()
+    parts = registry.parts_of_backward("wn", first) if once else None
+    if parts is not None:
+        flat = [t for x in inputs for t in (x if isinstance(x, list) else [] if x is None else [x])]
+        return _RunsOnce.apply(parts, inputs, options, *flat)  # type: ignore[no-any-return,no-untyped-call]
+    out: Tensor = _wn(*inputs, *options)
     return out

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from fastflow.ops import registry
-from fastflow.ops.wn.native import wn_backward_on
+from fastflow.ops.wn.native import layered_on
 from fastflow.ops.wn_layer.cpu import library
 
-registry.implement("cpu", "wn_backward", wn_backward_on(library))
+layered = layered_on(library)
+registry.implement("cpu", "wn_backward", layered.wn_backward)
+registry.implement("cpu", "wn_again", layered.again)
+registry.implement("cpu", "wn_again_backward", layered.backward)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastflow.ops import registry
-from fastflow.ops.wn.native import wn_backward_on
+from fastflow.ops.wn.native import layered_on
 from fastflow.ops.wn_layer.cuda import allows_tf32, library
 
 
@@ -18,4 +18,4 @@ def wn(h: Tensor, *rest: Any) -> Tensor:
 
 
 registry.implement("cuda", "wn", wn)
-registry.implement("cuda", "wn_backward", wn_backward_on(library))
+registry.implement("cuda", "wn_backward", layered_on(library).wn_backward)

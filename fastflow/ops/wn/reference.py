@@ -36,9 +36,15 @@ def split_layers(
     cond_weights: list[Tensor],
     cond_biases: list[Tensor],
     input_biases: list[Tensor],
+    mask: Tensor | None,
     dilations: list[int],
+    causal: bool,
+    res_scale: float,
+    skip_scale: float,
     last_residual: bool,
 ) -> list[Layer]:
+    """Return the layers of a block with these arguments, which are `wn`'s from the second on."""
+
     def at(items: list[Tensor], i: int) -> Tensor | None:
         return items[i] if items else None
 
@@ -107,31 +113,68 @@ def wn(
         cond_weights,
         cond_biases,
         input_biases,
+        mask,
         dilations,
+        causal,
+        res_scale,
+        skip_scale,
         last_residual,
     ):
         a = gate(_gate_input(h, layer, causal))
         h, skip = residual_and_skip(h, a, layer.res_skip_weight, layer.res_skip_bias, mask, res_scale, layer.residual)
         out = skip if out is None else out.add_(skip)
     assert out is not None
+    return scaled(out, mask, skip_scale)
+
+
+def scaled(out: Tensor, mask: Tensor | None, skip_scale: float) -> Tensor:
+    """Return the sum of skips as the block's result; changes `out`."""
     if skip_scale != 1.0:
         out *= skip_scale
     return out if mask is None else out * mask
 
 
-def by_layers(
-    forward: Callable[[Tensor, Layer, Tensor | None, bool, float], tuple[Any, Tensor]],
-    backward: Callable[..., list[Tensor | None]],
-) -> Callable[..., list[Tensor]]:
-    """Make `wn_backward` of two functions for one layer.
+class ByLayers(NamedTuple):
+    """A backward that runs the block again and goes backward through its layers: whole, and in two parts.
 
-    `forward(x, layer, mask, causal, res_scale)` returns what to keep of the layer's input x, and its output (any where
-    the layer has none). `backward(grad_h, grad_skip, kept, layer, mask, causal, res_scale, needs)` returns the nine
-    gradients of `wn_layer`, None where not needed.
+    `again` takes `wn`'s arguments; returns its result (any, without `wants_skip`) and what each layer keeps. `backward`
+    takes the result's gradient, what was kept (emptied on the way, to free memory), `wn`'s arguments and `needs`.
     """
 
-    def wn_backward(
+    wn_backward: Callable[..., list[Tensor]]
+    again: Callable[..., tuple[Tensor, list[Any]]]
+    backward: Callable[..., list[Tensor]]
+
+
+def by_layers(
+    forward: Callable[[Tensor, Layer, Tensor | None, bool, float, bool], tuple[Any, Tensor, Tensor | None]],
+    backward: Callable[..., list[Tensor | None]],
+) -> ByLayers:
+    """Make `wn_backward` of two functions for one layer.
+
+    `forward(x, layer, mask, causal, res_scale, wants_skip)` returns what to keep of the layer's input x, its output
+    (any where the layer has none), and its skip if that is wanted. `backward(grad_h, grad_skip, kept, layer, mask,
+    causal, res_scale, needs)` returns the nine gradients of `wn_layer`, None where not needed.
+    """
+
+    def again(h: Tensor, *rest: Any, wants_skip: bool = True) -> tuple[Tensor, list[Any]]:
+        *_, mask, _, causal, res_scale, skip_scale, _ = rest
+        kept = []
+        out: Tensor | None = None
+        for layer in split_layers(*rest):
+            keep, h, skip = forward(h, layer, mask, causal, res_scale, wants_skip)
+            kept.append(keep)
+            if skip is not None:
+                out = skip if out is None else out.add_(skip)
+        return (h if out is None else scaled(out, mask, skip_scale)), kept
+
+    def wn_backward(grad: Tensor, *rest: Any) -> list[Tensor]:
+        _, kept = again(*rest[:-1], wants_skip=False)
+        return from_kept(grad, kept, *rest)
+
+    def from_kept(
         grad: Tensor,
+        kept: list[Any],
         h: Tensor,
         conv_weights: list[Tensor],
         conv_biases: list[Tensor],
@@ -149,7 +192,7 @@ def by_layers(
         last_residual: bool,
         needs: list[bool],
     ) -> list[Tensor]:
-        """Run the block again, keeping what each layer needs, then go backward through the layers.
+        """Go backward through the layers, last to first.
 
         `needs` has one entry for each of the nine differentiable arguments, h to input_biases, as in
         `wn_layer_backward`. The result has one gradient per tensor of these, lists spliced in; cond's is there only
@@ -164,20 +207,18 @@ def by_layers(
             cond_weights,
             cond_biases,
             input_biases,
+            mask,
             dilations,
+            causal,
+            res_scale,
+            skip_scale,
             last_residual,
         )
-        kept = []
-        x = h
-        for layer in layers:
-            keep, x = forward(x, layer, mask, causal, res_scale)
-            kept.append(keep)
-
         grad_skip = grad * skip_scale
         if mask is not None:
             grad_skip = grad_skip * mask
         # the last layer's residual output, where it has one, goes nowhere
-        grad_h = x.new_zeros(x.shape)
+        grad_h = h.new_zeros(h.shape)
         grad_cond: Tensor | None = None
         projected: list[Tensor] = []
         rows: list[list[Tensor | None]] = []
@@ -204,15 +245,18 @@ def by_layers(
             flat += [rows[i][column] for i in range(len(items))]
         return [h.new_empty(0) if g is None else g for g in flat]
 
-    return wn_backward
+    return ByLayers(wn_backward, again, from_kept)
 
 
-def _keep(x: Tensor, layer: Layer, mask: Tensor | None, causal: bool, res_scale: float) -> tuple[Any, Tensor]:
+def _keep(
+    x: Tensor, layer: Layer, mask: Tensor | None, causal: bool, res_scale: float, wants_skip: bool
+) -> tuple[Any, Tensor, Tensor | None]:
     u = _gate_input(x, layer, causal)
-    if not layer.residual:
-        return (x, u), x
-    h, _ = residual_and_skip(x, gate(u), layer.res_skip_weight, layer.res_skip_bias, mask, res_scale, True)
-    return (x, u), h
+    if not layer.residual and not wants_skip:
+        return (x, u), x, None
+    weight, bias = layer.res_skip_weight, layer.res_skip_bias
+    h, skip = residual_and_skip(x, gate(u), weight, bias, mask, res_scale, layer.residual)
+    return (x, u), h, skip
 
 
 def _layer_backward(
@@ -231,4 +275,5 @@ def _layer_backward(
     )
 
 
-wn_backward = by_layers(_keep, _layer_backward)
+layered = by_layers(_keep, _layer_backward)
+wn_backward = layered.wn_backward

@@ -18,6 +18,6 @@ def _gate_backward(
     return grad_u, a
 
 
-library = Library(torch.ops.fastflow_cpu.wn_layer_keeping_u, _gate_backward)
+library = Library(torch.ops.fastflow_cpu.wn_layer_keeping_u, _gate_backward, torch.ops.fastflow_cpu.gate)
 
 registry.implement("cpu", "wn_layer_backward", wn_layer_backward_on(library))

@@ -18,6 +18,8 @@ class Library(NamedTuple):
     gate_backward: Callable[..., tuple[Tensor, Tensor]]
     """Takes the gradient of the second product's rows [B, R + S, T], what was kept, and `wn_layer`'s arguments up to
     `residual`, without mask and res_scale. Returns the gradient of the gate's input and the gate's output."""
+    gated: Callable[[Tensor], Tensor] | None = None
+    """Takes what was kept, returns the gate's output; None where nothing is kept."""
 
 
 def layer_backward(

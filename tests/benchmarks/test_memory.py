@@ -1,0 +1,35 @@
+"""The benchmark of training memory runs from end to end at toy sizes, each variant in a process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import cpu, memory
+from benchmarks.memory import EAGER, VARIANTS, MemoryRow
+from fastflow.models import WaveGlowLoss
+
+
+def test_rows_of_all_variants_are_stored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--tiny", "--flows", "4", "--rounds", "2", "--threads", "1", "--out", str(tmp_path), "--commit", "abc"]
+    assert memory.main([*arguments, "--variants", "fastflow, invert"]) == 0
+    stored = [MemoryRow(**row) for row in json.loads((tmp_path / cpu.machine() / "memory.json").read_text())]
+    assert [row.variant for row in stored] == [EAGER, "fastflow, invert"]
+    for row in stored:
+        assert row.flows == 4 and row.threads == 1 and row.rounds == 2 and row.min_ms and row.cpu_ms
+        assert row.error is not None and row.bound is not None and row.error <= row.bound and not row.refused
+        assert row.about["commit"] == "abc"
+    assert stored[1].kept_mb < 0.5 * stored[0].kept_mb
+    assert "| 4 | fastflow, invert |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flows", [4, 24])
+def test_the_published_forward_is_ours(flows: int) -> None:
+    model, mel, audio = memory.model_and_inputs(flows, tiny=True)
+    model.double()
+    mel, audio = mel.double(), audio.double()
+    torch.testing.assert_close(memory.published_loss(model, mel, audio), WaveGlowLoss()(model((mel, audio))))
+    assert all(loss().requires_grad for loss in [memory.loss_of(model, mel, audio, name) for name in VARIANTS])
