@@ -37,7 +37,7 @@ gpu:
 
 # This machine's rows, in benchmarks/results. An hour and more; nothing else should run meanwhile.
 bench: $(VENV)/.bench
-	$(BIN)/python -m pytest benchmarks $(if $(ONLY),-k "$(ONLY)")
+	$(BIN)/python -m pytest benchmarks --benchmark-columns=median,iqr,min,rounds $(if $(ONLY),-k "$(ONLY)")
 
 # From those rows: the tables in README.md, and a page with plots and sounds, report/index.html.
 report: $(VENV)/.ready
