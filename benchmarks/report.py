@@ -173,17 +173,20 @@ class Plot(NamedTuple):
 
 
 def draw(title: str, x: str, y: str, lines: dict[str, list[tuple[float, float]]]) -> Plot:
-    """Draw lines with a logarithmic x and y."""
+    """Draw lines over a logarithmic x, whose ticks are the values that there are."""
+    values = sorted({point[0] for points in lines.values() for point in points})
 
     def fill(axes: Axes) -> None:
         for (name, points), marker in zip(lines.items(), "osD^v<>pP*Xdh" * 4, strict=False):
             width = 2.5 if name.startswith(OURS) else 1.2
             axes.plot(*zip(*sorted(points), strict=True), marker=marker, linewidth=width, markersize=5, label=name)
         axes.set_xscale("log")
-        axes.set_yscale("log")
+        axes.set_xticks(values, [f"{value:.3g}" for value in values])
+        axes.set_xticks([], minor=True)
+        axes.set_ylim(bottom=0)
         axes.set_xlabel(x)
         axes.set_ylabel(y)
-        axes.grid(True, which="both", linewidth=0.3)
+        axes.grid(True, linewidth=0.3)
         axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 
     return figure_of(title, fill, (8, 4))
@@ -199,6 +202,7 @@ def draw_bars(title: str, x: str, bars: dict[str, dict[str, float]]) -> Plot:
             places = [number + i * height for number, group in enumerate(bars.values()) if variant in group]
             axes.barh(places, [group[variant] for group in bars.values() if variant in group], height, label=variant)
         axes.set_yticks([number + 0.4 - height / 2 for number in range(len(bars))], list(bars), fontsize=7)
+        axes.margins(y=0.01)
         axes.invert_yaxis()
         axes.axvline(1.0, color="black", linewidth=0.8)
         axes.set_xlabel(x)
@@ -234,9 +238,9 @@ def plots(found: Sequence[Row]) -> list[Plot]:
             batch = (re.findall(r"batch (\d+)", row.case) or ["1"])[0]
             title = f"WaveGlow-256, {row.dtype}, batch {batch}"
             seconds = row.samples / SAMPLING_RATE / int(batch)
-            lengths.setdefault(title, {}).setdefault(row.variant, []).append((seconds, row.median_ms or 0))
+            lengths.setdefault(title, {}).setdefault(row.variant, []).append((seconds, 1 / row.times_real_time))
     for title, lines in lengths.items():
-        made.append(draw(f"Time against length: {title}", "seconds of audio", "ms", lines))
+        made.append(draw(f"Time against length: {title}", "seconds of audio", "time / duration of the audio", lines))
     for dtype in dict.fromkeys(row.dtype for row in timed):
         bars: dict[str, dict[str, float]] = {}
         for row in timed:
@@ -292,7 +296,7 @@ def sounds() -> list[Sound]:
 # The page
 
 STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em; color: #222; }
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 95em; margin: 2em auto; padding: 0 1em; color: #222; }
 table { border-collapse: collapse; margin: 1em 0; font-size: 13px; display: block; overflow-x: auto; }
 th, td { border: 1px solid #ccc; padding: 0.2em 0.6em; text-align: right; white-space: nowrap; }
 th { background: #f3f3f3; } td:first-child, th:first-child, .left { text-align: left; }

@@ -137,7 +137,7 @@ class Rates(NamedTuple):
 
 def rates(dtype: torch.dtype, device: torch.device, tiny: bool = False) -> Rates:
     """Make them on random values: on zeros the clock of a GPU stays higher, and the rate is one that no model sees."""
-    n = 64 if tiny else 8192 if device.type == "cuda" else 1024
+    n = 64 if tiny else 8192 if device.type == "cuda" else 2048
     m = Maker(dtype, device)
     a, b = m.randn(n, n), m.randn(n, n)
     size = 1 << 12 if tiny else 4 * cache_bytes(device)
