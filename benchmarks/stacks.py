@@ -24,6 +24,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -76,6 +77,7 @@ def _text(tiny: bool) -> Tensor:
 def _seeded(run: Callable[[nn.Module], Any]) -> Callable[[nn.Module], Any]:
     def call(model: nn.Module) -> Any:
         torch.manual_seed(0)
+        numpy.random.seed(0)  # transformers drops whole layers by it in training
         return run(model)
 
     return call
@@ -234,6 +236,92 @@ def espnet_vits(tiny: bool) -> Case:
     return Case(model, _seeded(lambda m: m.inference(text, lengths)[0]), 5 * text.shape[1] * 256)
 
 
+def waveglow(tiny: bool) -> Case:
+    """WaveGlow-256 as DeepLearningExamples publishes it: the one whose synthesis runs on a CPU."""
+    from tests.stacks.vits_twin import NORMS
+    from tests.stacks.waveglow_twin import WaveGlow
+
+    sizes = {"mels": 80, "flows": 12, "early_every": 4, "layers": 8, "width": 256, "hop": 256, "window": 1024}
+    model = WaveGlow("entry", NORMS["hooks"], **({} if tiny else sizes)).eval()
+    mel = torch.randn(1, model.upsample.in_channels, 3 if tiny else 80)
+    return Case(model, _seeded(lambda m: m.infer(mel, 0.6)), mel.shape[2] * model.upsample.stride[0])
+
+
+def flowavenet(tiny: bool) -> Case:
+    """FloWaveNet with its published sizes, but for the channels that leave after half of the blocks."""
+    from tests.stacks.flowavenet_twin import ActNorm, Flowavenet
+    from tests.stacks.vits_twin import NORMS
+
+    toy = {"mels": 3, "blocks": 2, "flows": 1, "layers": 2, "width": 8}
+    sizes = {"mels": 80, "blocks": 8, "flows": 6, "layers": 2, "width": 256}
+    model = Flowavenet(NORMS["hooks"], **(toy if tiny else sizes)).eval()
+    for part in model.modules():
+        if isinstance(part, ActNorm):
+            part.initialized = True
+    mel = torch.rand(1, (toy if tiny else sizes)["mels"], 1 if tiny else 43)
+    z = 0.8 * torch.randn(1, 1, 256 * mel.shape[2])
+    return Case(model, lambda m: m.reverse(z, mel), z.shape[2])
+
+
+def parallel_wavegan(tiny: bool) -> Case:
+    """kan-bayashi's generator with the sizes of its version 1; upsampling is a repetition."""
+    from tests.stacks.parallel_wavegan_twin import ParallelWaveGANGenerator, WaveNetResidualBlock
+    from tests.stacks.vits_twin import NORMS
+
+    sizes = {"layers": 30, "stacks": 3, "width": 64, "gate": 128, "skip": 64, "aux": 80}
+    model = ParallelWaveGANGenerator(WaveNetResidualBlock, NORMS["hooks"], **({} if tiny else sizes)).eval()
+    frames = 3 if tiny else 86
+    z, c = torch.randn(1, 1, 256 * frames), torch.randn(1, 5 if tiny else 80, frames)
+    return Case(model, lambda m: m(z, c), z.shape[2])
+
+
+_SMALL_WAVEGAN = {"stacks": 2, "gate_channels": 16, "skip_channels": 8}
+
+
+def espnet_wavegan(tiny: bool) -> Case:
+    """ESPnet's `ParallelWaveGANGenerator`."""
+    from espnet2.gan_tts.parallel_wavegan.parallel_wavegan import ParallelWaveGANGenerator
+
+    model = ParallelWaveGANGenerator(**({"layers": 4, "residual_channels": 8, **_SMALL_WAVEGAN} if tiny else {})).eval()
+    c = torch.randn(6 if tiny else 86, 80)
+    z = torch.randn(256 * len(c), 1)
+    return Case(model, lambda m: m.inference(c, z), len(z))
+
+
+def coqui_wavegan(tiny: bool) -> Case:
+    """Coqui's `ParallelWaveganGenerator`."""
+    stub_torchaudio()
+    from TTS.vocoder.models.parallel_wavegan_generator import ParallelWaveganGenerator
+
+    sizes = {"num_res_blocks": 4, "res_channels": 8, **_SMALL_WAVEGAN}
+    model = ParallelWaveganGenerator(**(sizes if tiny else {})).eval()
+    c = torch.randn(1, 80, 6 if tiny else 86)
+    return Case(model, _seeded(lambda m: m(c)), 256 * c.shape[2])
+
+
+def diffwave(tiny: bool) -> Case:
+    """One of DiffWave's 6 to 50 steps, without the upsampling that is the same in all of them."""
+    from tests.stacks.diffwave_twin import DiffWave
+
+    sizes = {"mels": 80, "width": 64, "layers": 30, "cycle": 10, "steps": 512}
+    model = DiffWave(**({} if tiny else sizes)).eval()
+    steps, mels = (6, 5) if tiny else (512, 80)
+    audio = torch.randn(1, 60 if tiny else 22016)
+    step, spectrogram = torch.randn(1, steps), torch.randn(1, mels, audio.shape[1])
+    return Case(model, lambda m: m(audio, step, spectrogram), audio.shape[1])
+
+
+def diffsinger(tiny: bool) -> Case:
+    """One step of the diffusion network of DiffSinger and so-vits-svc, with the latter's sizes."""
+    from tests.stacks.diffwave_twin import WaveNet
+
+    sizes = {"mels": 128, "width": 384, "layers": 20, "hidden": 256}
+    model = WaveNet(**({} if tiny else sizes)).eval()
+    mels, width, hidden, steps = (5, 8, 7, 12) if tiny else (128, 384, 256, 500)
+    inputs = torch.randn(1, mels, steps), torch.randn(1, width), torch.randn(1, hidden, steps)
+    return Case(model, lambda m: m(*inputs), steps)
+
+
 CASES: dict[str, Callable[[bool], Case]] = {
     "transformers VITS, text to speech": transformers_vits,
     "transformers VITS with Piper's medium decoder, text to speech": transformers_vits_medium,
@@ -242,6 +330,13 @@ CASES: dict[str, Callable[[bool], Case]] = {
     "Coqui Glow-TTS, text to mel": coqui_glow_tts,
     "Coqui Glow-TTS after store_inverse, text to mel": coqui_glow_tts_stored,
     "ESPnet VITS, text to speech": espnet_vits,
+    "WaveGlow-256, 80 frames": waveglow,
+    "FloWaveNet, 43 frames": flowavenet,
+    "Parallel WaveGAN, 86 frames": parallel_wavegan,
+    "ESPnet Parallel WaveGAN, 86 frames": espnet_wavegan,
+    "Coqui Parallel WaveGAN, 86 frames": coqui_wavegan,
+    "DiffWave, one step, 22016 samples": diffwave,
+    "DiffSinger network, one step, 500 frames": diffsinger,
 }
 
 
@@ -254,8 +349,8 @@ def made(maker: Callable[[bool], Case], tiny: bool) -> Case:
 
 
 @torch.no_grad()
-def bench(name: str, tiny: bool, rounds: int) -> tuple[list[CpuRow], str]:
-    """Return the rows of the original and of the accelerated model, and the report."""
+def bench(name: str, tiny: bool, rounds: int, clock: Callable[[], float]) -> tuple[list[CpuRow], str]:
+    """Return the rows of the original and of the accelerated model, and the report; `clock` gives seconds."""
     cases = [made(CASES[name], tiny) for _ in range(2)]
     report = fastflow.accelerate(cases[1].model)
     variants = ("original", "fastflow")
@@ -273,9 +368,9 @@ def bench(name: str, tiny: bool, rounds: int) -> tuple[list[CpuRow], str]:
     times: list[list[float]] = [[], []]
     for turn in range(0 if ours.refused else rounds):
         for i in (0, 1) if turn % 2 else (1, 0):
-            start = time.perf_counter()
+            start = clock()
             cases[i].call(cases[i].model)
-            times[i].append((time.perf_counter() - start) * 1e3)
+            times[i].append((clock() - start) * 1e3)
     for row, taken in zip(rows, times, strict=True):
         row.load = os.getloadavg()[0]
         if taken:
@@ -300,13 +395,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--case", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--busy", action="store_true", help="count processor time, on one thread: for a busy machine")
     parser.add_argument("--note", default="", help="what else is known of the machine's state; stored with the rows")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--commit", default=gpu.commit(), help="what the rows say was measured")
     parser.add_argument("--verbose", action="store_true", help="print each report")
     options = parser.parse_args(arguments)
+    if options.busy and options.threads != 1:
+        parser.error("--busy needs --threads 1")
     torch.set_num_threads(options.threads)
     about = gpu.about(torch.device("cpu"), options.commit) | {"cores": str(os.cpu_count()), "note": options.note}
+    clock = time.process_time if options.busy else time.perf_counter
+    about |= {"clock": "processor time" if options.busy else "wall time"}
     about |= {name: gpu._version(name) for name in ("transformers", "coqui-tts", "espnet")}
     print(f"{machine()}, {options.threads} threads")
     print(
@@ -315,7 +415,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     failed = False
     for name in options.case:
-        rows, report = bench(name, options.tiny, options.rounds)
+        rows, report = bench(name, options.tiny, options.rounds, clock)
         for row in rows:
             row.about = about
         failed |= any(row.refused for row in rows)

@@ -158,7 +158,41 @@ class Flows(nn.Module):
             total = total + log_det
         return x, total
 
-    def reverse(self, y: Tensor, c: Tensor) -> Tensor:
+    def reverse(self, y: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         for flow in list(self.flows)[::-1]:
             y, c = flow.reverse(y, c)
-        return y
+        return y, c
+
+
+def squeeze(x: Tensor) -> Tensor:
+    return x.unflatten(2, (-1, 2)).permute(0, 1, 3, 2).flatten(1, 2)
+
+
+def unsqueeze(x: Tensor) -> Tensor:
+    return x.unflatten(1, (-1, 2)).permute(0, 1, 3, 2).flatten(2)
+
+
+class Flowavenet(nn.Module):
+    """The whole model as far as synthesis goes, without the split: nothing leaves on the way."""
+
+    def __init__(self, norm: Norm, *, mels: int, blocks: int, flows: int, layers: int, width: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            Flows(2 << b, 2 * mels << b, width, layers, True, norm, count=flows) for b in range(blocks)
+        )
+        self.upsample_conv = nn.ModuleList()
+        for _ in range(2):
+            conv = nn.ConvTranspose2d(1, 1, (3, 32), padding=(1, 8), stride=(1, 16))
+            self.upsample_conv += [norm(conv), nn.LeakyReLU(0.4)]
+
+    def reverse(self, z: Tensor, c: Tensor) -> Tensor:
+        c = c[:, None]
+        for f in self.upsample_conv:
+            c = f(c)
+        c = c[:, 0]
+        for _ in self.blocks:
+            z, c = squeeze(z), squeeze(c)
+        for block in list(self.blocks)[::-1]:
+            z, c = block.reverse(z, c)
+            z, c = unsqueeze(z), unsqueeze(c)
+        return z

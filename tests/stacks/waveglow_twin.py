@@ -109,11 +109,28 @@ class WaveGlow(nn.Module):
     """
 
     def __init__(
-        self, form: str, norm: Norm, *, mels: int = 5, flows: int = 4, group: int = 8, layers: int = 2, width: int = 8
+        self,
+        form: str,
+        norm: Norm,
+        *,
+        mels: int = 5,
+        flows: int = 4,
+        group: int = 8,
+        early_every: int = 2,
+        layers: int = 2,
+        width: int = 8,
+        hop: int = 16,
+        window: int = 32,
     ) -> None:
         super().__init__()
-        self.form, self.n_flows, self.n_group, self.n_early_every, self.n_early_size = form, flows, group, 2, 2
-        self.upsample = nn.ConvTranspose1d(mels, mels, 32, stride=16)
+        self.form, self.n_flows, self.n_group, self.n_early_every, self.n_early_size = (
+            form,
+            flows,
+            group,
+            early_every,
+            2,
+        )
+        self.upsample = nn.ConvTranspose1d(mels, mels, window, stride=hop)
         self.convinv, networks = nn.ModuleList(), nn.ModuleList()
         setattr(self, "wavenet" if form == "nemo" else "WN", networks)
         network = {"glow": WN, "glow_old": WN, "entry": Entry.WN, "nemo": WaveNet}[form]
@@ -130,7 +147,7 @@ class WaveGlow(nn.Module):
         return k > 0 and k % self.n_early_every == 0
 
     def _spread(self, mel: Tensor) -> Tensor:
-        spect = self.upsample(mel)[:, :, : 16 * mel.shape[2]]
+        spect = self.upsample(mel)[:, :, : self.upsample.stride[0] * mel.shape[2]]
         spect = spect.unfold(2, self.n_group, self.n_group).permute(0, 2, 1, 3)
         return spect.flatten(2).permute(0, 2, 1)
 
