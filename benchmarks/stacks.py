@@ -3,6 +3,7 @@
     make stacks                                             # installs the packages, in .venv/stacks
     PYTHONPATH=.venv/stacks .venv/bin/python -m benchmarks.stacks                 # every model: some minutes
     PYTHONPATH=.venv/stacks .venv/bin/python -m benchmarks.stacks --case "Coqui VITS, text to speech"
+    python -m benchmarks.stacks --write docs/README.md      # the table of stored rows, for readers
     python -m benchmarks.stacks --tiny --rounds 1           # the same code at toy sizes, to see that it runs
 
 Each model is made twice with the same random weights; one of the two is accelerated. Both are given the same inputs
@@ -13,6 +14,7 @@ five frames for every character; the models' own predictors run, but random weig
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import statistics
@@ -33,6 +35,8 @@ from benchmarks import gpu
 from benchmarks.cpu import CpuRow, machine, store
 from benchmarks.gpu import RESULTS
 
+HEAD = "| model | before, ms | after, ms | times as fast, medians (least) | error |\n|---|---:|---:|---:|---:|"
+BEGIN, END = "<!-- begin stacks -->\n", "<!-- end stacks -->\n"
 BOUND = 1e-4
 """Of a whole model in float32: rms of the error over rms of the signal."""
 
@@ -380,6 +384,33 @@ def bench(name: str, tiny: bool, rounds: int, clock: Callable[[], float]) -> tup
     return rows, str(report)
 
 
+def text() -> str:
+    """Return the stored rows as tables, one for each machine and number of threads."""
+    parts = []
+    for path in sorted(RESULTS.glob("*/stacks.json")):
+        rows = [CpuRow(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
+        pairs: dict[tuple[int, str], list[CpuRow]] = {}
+        for row in rows:
+            pairs.setdefault((row.threads, row.case), []).append(row)
+        for threads in sorted({row.threads for row in rows}):
+            named = f"{path.parent.name}, {threads} thread{'s' if threads > 1 else ''}, float32, {_clocks(rows)}:"
+            lines = [line(pairs[threads, case]) for case in CASES if (threads, case) in pairs]
+            parts.append("\n".join([named, "", HEAD, *lines]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _clocks(rows: Sequence[CpuRow]) -> str:
+    """Return what the rows' times are of."""
+    return " or ".join(sorted({row.about.get("clock", "wall time") for row in rows}))
+
+
+def generated(guide: str) -> str:
+    """Return a guide's text with its table made anew from the stored rows."""
+    before, rest = guide.split(BEGIN)
+    _, after = rest.split(END)
+    return before + BEGIN + "\n" + text() + "\n" + END + after
+
+
 def line(rows: Sequence[CpuRow]) -> str:
     """Return one case's times and their ratio, of medians and of the least."""
     before, after = rows
@@ -400,7 +431,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--commit", default=gpu.commit(), help="what the rows say was measured")
     parser.add_argument("--verbose", action="store_true", help="print each report")
+    parser.add_argument("--write", type=Path, metavar="GUIDE", help="only renew the table of stored rows in this file")
     options = parser.parse_args(arguments)
+    if options.write is not None:
+        options.write.write_text(generated(options.write.read_text(encoding="utf-8")), encoding="utf-8")
+        return 0
     if options.busy and options.threads != 1:
         parser.error("--busy needs --threads 1")
     torch.set_num_threads(options.threads)
@@ -409,10 +444,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     about |= {"clock": "processor time" if options.busy else "wall time"}
     about |= {name: gpu._version(name) for name in ("transformers", "coqui-tts", "espnet")}
     print(f"{machine()}, {options.threads} threads")
-    print(
-        "| model | before, ms | after, ms | times as fast, medians (least) | error |\n|---|---:|---:|---:|---:|",
-        flush=True,
-    )
+    print(HEAD, flush=True)
     failed = False
     for name in options.case:
         rows, report = bench(name, options.tiny, options.rounds, clock)

@@ -16,6 +16,15 @@ from torch import Tensor, nn
 Norm = Callable[[nn.Module], nn.Module]
 
 
+def rotation(channels: int) -> nn.Conv1d:
+    """The start of every 1x1 convolution: orthogonal, its determinant 1."""
+    conv = nn.Conv1d(channels, channels, 1, bias=False)
+    weight = torch.linalg.qr(torch.randn(channels, channels)).Q
+    weight[:, 0] *= torch.linalg.det(weight).sign()
+    conv.weight = nn.Parameter(weight[:, :, None])
+    return conv
+
+
 class _Network(nn.Module):
     """The parameters of all forms."""
 
@@ -71,7 +80,7 @@ class Entry:
     class Invertible1x1Conv(nn.Module):
         def __init__(self, channels: int) -> None:
             super().__init__()
-            self.conv = nn.Conv1d(channels, channels, 1, bias=False)
+            self.conv = rotation(channels)
 
         def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
             weight = self.conv.weight[:, :, 0]
@@ -89,7 +98,7 @@ class Invertible1x1Conv(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv1d(channels, channels, 1, bias=False)
+        self.conv = rotation(channels)
 
     def forward(self, z: Tensor, reverse: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         weight = self.conv.weight[:, :, 0]
