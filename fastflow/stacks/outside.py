@@ -60,4 +60,15 @@ class WaveFlowBlock(_Outside):
         return all(isinstance(part, nn.Conv2d) for part in parts)
 
 
-BLOCKS: tuple[type[Block], ...] = (SqueezeWaveWN, RadttsWN, WaveFlowBlock)
+class TransformerFlow(_Outside):
+    """`TransformerCouplingBlock` of MeloTTS and Bert-VITS2; its couplings may be replaced, not their networks."""
+
+    stack = "MeloTTS, Bert-VITS2"
+    why = "its networks are transformers"
+
+    @classmethod
+    def knows(cls, module: nn.Module) -> bool:
+        return type(module).__name__ == "TransformerCouplingBlock" and hasattr(module, "flows")
+
+
+BLOCKS: tuple[type[Block], ...] = (SqueezeWaveWN, RadttsWN, WaveFlowBlock, TransformerFlow)

@@ -32,7 +32,18 @@ class WaveFlowBlock(nn.Module):
         self.conv, self.condition_proj, self.out_proj = nn.Conv2d(4, 8, 3), nn.Conv2d(3, 8, 1), nn.Conv2d(4, 8, 1)
 
 
-@pytest.mark.parametrize(("block", "reason"), [(RadttsWN, "no gate"), (WaveFlowBlock, "two dimensions")])
+class TransformerCouplingBlock(nn.Module):
+    """With the name and the list of the published one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flows = nn.ModuleList([nn.Conv1d(2, 2, 1)])
+
+
+@pytest.mark.parametrize(
+    ("block", "reason"),
+    [(TransformerCouplingBlock, "transformers"), (RadttsWN, "no gate"), (WaveFlowBlock, "two dimensions")],
+)
 def test_other_layers_are_named(block: type[nn.Module], reason: str) -> None:
     module = nn.Sequential(block())
     report = accelerate(module)
