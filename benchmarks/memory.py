@@ -21,13 +21,11 @@ import argparse
 import gc
 import json
 import os
-import re
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +33,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks import cpu, gpu
-from benchmarks.gpu import RESULTS, Row
+from benchmarks import cpu
+from benchmarks.cpu import RESULTS
+from fastflow.bench import rows
+from fastflow.bench.processes import Answers
+from fastflow.bench.rows import Row
+from fastflow.bench.timing import Clock
 from fastflow.models import WaveGlow, WaveGlowLoss
 from fastflow.nn.backprop import BACKPROPS
 from fastflow.nn.conv import NormedConv
@@ -45,19 +47,6 @@ EAGER = "eager"
 VARIANTS = (EAGER, *(f"fastflow, {name}" for name in BACKPROPS))
 BOUND = 1e-4  # rms of a gradient's error over the gradient's rms
 COMPARED = 64  # values of each parameter's gradient
-
-
-@dataclass
-class MemoryRow(Row):
-    """One variant of a training step."""
-
-    flows: int = 0
-    threads: int = 0
-    min_ms: float | None = None
-    cpu_ms: float | None = None  # the least processor time of all threads
-    kept_mb: float = 0.0  # by autograd, after the forward
-    peak_mb: float = 0.0  # resident, above weights and gradients
-    load: float = 0.0
 
 
 def model_and_inputs(flows: int, tiny: bool) -> tuple[WaveGlow, Tensor, Tensor]:
@@ -139,14 +128,6 @@ def kept_by(loss: Callable[[], Tensor], besides: Sequence[Tensor]) -> float:
     return sum(sizes.values()) / 1e6
 
 
-def resident() -> float:
-    """Return this process's resident memory in MB."""
-    with suppress(OSError, IndexError):
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        return int(re.findall(r"VmRSS:\s+(\d+)", status)[0]) * 1024 / 1e6
-    return 0.0
-
-
 def some_of(model: WaveGlow) -> dict[str, Tensor]:
     """Return a few values of each parameter's gradient, the same each time."""
     generator = torch.Generator().manual_seed(0)
@@ -158,19 +139,11 @@ def some_of(model: WaveGlow) -> dict[str, Tensor]:
 
 
 def worker(spec: dict[str, Any]) -> None:
-    """Answer on standard output: first the row, checked; then the milliseconds of a step for each line read."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print goes elsewhere
-
-    def answer(value: Any) -> None:
-        answers.write(json.dumps(value) + "\n")
-        answers.flush()
-
+    """Answer: first the row, checked; then the milliseconds of a step for each line read."""
+    answers = Answers()
     torch.set_num_threads(spec["threads"])
     model, mel, audio = model_and_inputs(spec["flows"], spec["tiny"])
-    row = MemoryRow(
-        "memory", spec["case"], "", "float32", spec["variant"], flows=spec["flows"], threads=spec["threads"]
-    )
+    row = Row("memory", spec["case"], "", "float32", spec["variant"], flows=spec["flows"], threads=spec["threads"])
     row.samples = audio.numel()
     loss = loss_of(model, mel, audio, spec["variant"])
 
@@ -190,21 +163,21 @@ def worker(spec: dict[str, Any]) -> None:
     if not row.error <= row.bound:
         row.refused = f"its gradients are out of bounds: {row.error:.2g} > {row.bound:.2g}"
     gc.collect()
-    row.peak_mb = -resident() + cpu.peak_of(step)
-    answer(asdict(row))
-    for _ in sys.stdin:
+    row.extra_mb = Clock(torch.device("cpu")).extra_mb(lambda _: step())
+    answers.send(asdict(row))
+    for _ in answers.questions():
         start, used = time.perf_counter(), time.process_time()
         step()
-        answer({"wall": (time.perf_counter() - start) * 1e3, "cpu": (time.process_time() - used) * 1e3})
+        answers.send({"wall": (time.perf_counter() - start) * 1e3, "cpu": (time.process_time() - used) * 1e3})
 
 
 class Worker(cpu.Worker):
     """A variant's process."""
 
-    module, row_class = "benchmarks.memory", MemoryRow
+    module = "benchmarks.memory"
 
 
-def bench(spec: dict[str, Any], variants: Sequence[str], rounds: int) -> list[MemoryRow]:
+def bench(spec: dict[str, Any], variants: Sequence[str], rounds: int) -> list[Row]:
     """Run a training step of one size on all variants, taking turns, and return their rows."""
     with tempfile.TemporaryDirectory() as folder:
         spec = spec | {"file": str(Path(folder) / "gradients.pt")}
@@ -220,28 +193,29 @@ def bench(spec: dict[str, Any], variants: Sequence[str], rounds: int) -> list[Me
             for w in workers:
                 w.close()
     for w in workers:
-        cpu.summarise(w.row, [t["wall"] for t in w.times], rounds)
-        w.row.cpu_ms = min((t["cpu"] for t in w.times), default=None)
+        if not w.row.refused:
+            w.row.set_times([t["wall"] for t in w.times])
+            w.row.cpu_ms = min(t["cpu"] for t in w.times)
         w.row.load = os.getloadavg()[0]
     return [w.row for w in workers]
 
 
-def table(rows: Sequence[MemoryRow]) -> str:
+def table(made: Sequence[Row]) -> str:
     """Return the rows as a table; ratios to the eager row of as many flows."""
     lines = [
-        f"{rows[0].case}, {rows[0].dtype}, {rows[0].threads} threads",
+        f"{made[0].case}, {made[0].dtype}, {made[0].threads} threads",
         "| flows | variant | kept, MB | of eager's | peak, MB | of eager's | s, median (least) | of eager's "
         "| processor s | of eager's | error |",
         "|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for row in rows:
-        eager = next((r for r in rows if r.flows == row.flows and r.variant == EAGER), None)
+    for row in made:
+        eager = next((r for r in made if r.flows == row.flows and r.variant == EAGER), None)
         if row.refused or eager is None or eager.refused:
             lines.append(f"| {row.flows} | {row.variant} | {row.refused} | | | | | | | | |")
             continue
         lines.append(
             f"| {row.flows} | {row.variant} | {row.kept_mb:.1f} | {row.kept_mb / eager.kept_mb:.3f} "
-            f"| {row.peak_mb:.0f} | {row.peak_mb / (eager.peak_mb or 1):.2f} "
+            f"| {row.extra_mb:.0f} | {row.extra_mb / (eager.extra_mb or 1):.2f} "
             f"| {row.median_ms / 1e3:.2f} ({row.min_ms / 1e3:.2f}) "
             f"| {row.median_ms / eager.median_ms:.2f} ({row.min_ms / eager.min_ms:.2f}) "
             f"| {row.cpu_ms / 1e3:.2f} | {row.cpu_ms / eager.cpu_ms:.2f} | {row.error:.0e} |"
@@ -258,25 +232,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--note", default="", help="what else is known of the machine's state; stored with the rows")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--commit", default=gpu.commit(), help="what the rows say was measured")
+    parser.add_argument("--commit", default=rows.commit(), help="what the rows say was measured")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.worker:
         worker(json.loads(options.worker))
         return 0
-    about = gpu.about(torch.device("cpu"), options.commit) | {"cores": str(os.cpu_count()), "note": options.note}
+    about = rows.about(torch.device("cpu"), options.commit) | {"note": options.note}
     variants = [EAGER, *(name for name in options.variants if name != EAGER)]
-    rows: list[MemoryRow] = []
+    made: list[Row] = []
     for flows in options.flows:
         case = f"WaveGlow-256 training, {flows} flows"
         spec = {"case": case, "dtype": "float32", "flows": flows, "threads": options.threads, "tiny": options.tiny}
-        rows += bench(spec, variants, options.rounds)
-        for row in rows:
+        new = bench(spec, variants, options.rounds)
+        for row in new:
             row.about = about
-        cpu.store(rows, options.out, "memory.json")
-        print(table(rows[-len(variants) :]) + "\n", flush=True)
-    print(table(rows))
-    return 1 if any(row.refused for row in rows) else 0
+        rows.store(new, options.out / rows.machine(torch.device("cpu")))
+        print(table(new) + "\n", flush=True)
+        made += new
+    print(table(made))
+    return 1 if any(row.refused for row in made) else 0
 
 
 if __name__ == "__main__":

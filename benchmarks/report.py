@@ -89,7 +89,7 @@ def memory_table(found: Sequence[Row]) -> str:
     lines = []
     for row in sorted(found, key=lambda row: row.flows):
         said = figure(row.median_ms) if row.median_ms else row.refused
-        lines.append([str(row.flows), row.variant, figure(row.kept_mb), figure(row.peak_mb), said])
+        lines.append([str(row.flows), row.variant, figure(row.kept_mb), figure(row.extra_mb), said])
     return table(["flows", "variant", "kept, MB", "peak, MB", "ms"], lines, 2)
 
 
@@ -249,7 +249,7 @@ def plots(found: Sequence[Row]) -> list[Plot]:
         if bars:
             about = "least time at this machine's rates of products and copies / time (naive count: 1 is no bound)"
             made.append(draw_bars(f"Fraction of the limit, {dtype}", about, bars))
-    for column, name in (("peak_mb", "Peak memory"), ("kept_mb", "What autograd keeps")):
+    for column, name in (("extra_mb", "Peak memory"), ("kept_mb", "What autograd keeps")):
         flows: dict[str, list[tuple[float, float]]] = {}
         for row in found:
             if row.flows and getattr(row, column):

@@ -14,10 +14,8 @@ five frames for every character; the models' own predictors run, but random weig
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
-import statistics
 import sys
 import time
 import types
@@ -31,9 +29,9 @@ import torch
 from torch import Tensor, nn
 
 import fastflow
-from benchmarks import gpu
-from benchmarks.cpu import CpuRow, machine, store
-from benchmarks.gpu import RESULTS
+from benchmarks.cpu import RESULTS
+from fastflow.bench import rows
+from fastflow.bench.rows import Row
 
 HEAD = "| model | before, ms | after, ms | times as fast, medians (least) | error |\n|---|---:|---:|---:|---:|"
 BEGIN, END = "<!-- begin stacks -->\n", "<!-- end stacks -->\n"
@@ -353,17 +351,17 @@ def made(maker: Callable[[bool], Case], tiny: bool) -> Case:
 
 
 @torch.no_grad()
-def bench(name: str, tiny: bool, rounds: int, clock: Callable[[], float]) -> tuple[list[CpuRow], str]:
+def bench(name: str, tiny: bool, rounds: int, clock: Callable[[], float]) -> tuple[list[Row], str]:
     """Return the rows of the original and of the accelerated model, and the report; `clock` gives seconds."""
     cases = [made(CASES[name], tiny) for _ in range(2)]
     report = fastflow.accelerate(cases[1].model)
     variants = ("original", "fastflow")
-    rows = [
-        CpuRow("stacks", name, "", "float32", variant, samples=cases[0].samples, threads=torch.get_num_threads())
+    made_rows = [
+        Row("stacks", name, "", "float32", variant, samples=cases[0].samples, threads=torch.get_num_threads())
         for variant in variants
     ]
     expected, got = (case.call(case.model).double() for case in cases)
-    ours = rows[1]
+    ours = made_rows[1]
     ours.error, ours.bound = float((got - expected).norm() / expected.norm()), BOUND
     if not report.replaced:
         ours.refused = "nothing was replaced"
@@ -375,33 +373,31 @@ def bench(name: str, tiny: bool, rounds: int, clock: Callable[[], float]) -> tup
             start = clock()
             cases[i].call(cases[i].model)
             times[i].append((clock() - start) * 1e3)
-    for row, taken in zip(rows, times, strict=True):
+    for row, taken in zip(made_rows, times, strict=True):
         row.load = os.getloadavg()[0]
         if taken:
-            quantiles = statistics.quantiles(taken, n=10, method="inclusive") if len(taken) > 1 else taken * 9
-            row.median_ms, row.p20_ms, row.p80_ms = statistics.median(taken), quantiles[1], quantiles[7]
-            row.min_ms, row.rounds = min(taken), rounds
-    return rows, str(report)
+            row.set_times(taken)
+    return made_rows, str(report)
 
 
 def text() -> str:
     """Return the stored rows as tables, one for each machine and number of threads."""
     parts = []
     for path in sorted(RESULTS.glob("*/stacks.json")):
-        rows = [CpuRow(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
-        pairs: dict[tuple[int, str], list[CpuRow]] = {}
-        for row in rows:
+        stored = rows.read(path)
+        pairs: dict[tuple[int, str], list[Row]] = {}
+        for row in stored:
             pairs.setdefault((row.threads, row.case), []).append(row)
-        for threads in sorted({row.threads for row in rows}):
-            named = f"{path.parent.name}, {threads} thread{'s' if threads > 1 else ''}, float32, {_clocks(rows)}:"
+        for threads in sorted({row.threads for row in stored}):
+            named = f"{path.parent.name}, {threads} thread{'s' if threads > 1 else ''}, float32, {_clocks(stored)}:"
             lines = [line(pairs[threads, case]) for case in CASES if (threads, case) in pairs]
             parts.append("\n".join([named, "", HEAD, *lines]))
     return "\n\n".join(parts) + "\n"
 
 
-def _clocks(rows: Sequence[CpuRow]) -> str:
+def _clocks(stored: Sequence[Row]) -> str:
     """Return what the rows' times are of."""
-    return " or ".join(sorted({row.about.get("clock", "wall time") for row in rows}))
+    return " or ".join(sorted({row.about.get("clock", "wall time") for row in stored}))
 
 
 def generated(guide: str) -> str:
@@ -411,9 +407,9 @@ def generated(guide: str) -> str:
     return before + BEGIN + "\n" + text() + "\n" + END + after
 
 
-def line(rows: Sequence[CpuRow]) -> str:
+def line(pair: Sequence[Row]) -> str:
     """Return one case's times and their ratio, of medians and of the least."""
-    before, after = rows
+    before, after = pair
     if after.refused or not (before.median_ms and after.median_ms and before.min_ms and after.min_ms):
         return f"| {after.case} | {after.refused} | | | |"
     ratio = f"{before.median_ms / after.median_ms:.3f} ({before.min_ms / after.min_ms:.3f})"
@@ -429,7 +425,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--busy", action="store_true", help="count processor time, on one thread: for a busy machine")
     parser.add_argument("--note", default="", help="what else is known of the machine's state; stored with the rows")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--commit", default=gpu.commit(), help="what the rows say was measured")
+    parser.add_argument("--commit", default=rows.commit(), help="what the rows say was measured")
     parser.add_argument("--verbose", action="store_true", help="print each report")
     parser.add_argument("--write", type=Path, metavar="GUIDE", help="only renew the table of stored rows in this file")
     options = parser.parse_args(arguments)
@@ -439,20 +435,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.busy and options.threads != 1:
         parser.error("--busy needs --threads 1")
     torch.set_num_threads(options.threads)
-    about = gpu.about(torch.device("cpu"), options.commit) | {"cores": str(os.cpu_count()), "note": options.note}
+    about = rows.about(torch.device("cpu"), options.commit) | {"note": options.note}
     clock = time.process_time if options.busy else time.perf_counter
     about |= {"clock": "processor time" if options.busy else "wall time"}
-    about |= {name: gpu._version(name) for name in ("transformers", "coqui-tts", "espnet")}
-    print(f"{machine()}, {options.threads} threads")
+    about |= {name: rows.version(name) for name in ("transformers", "coqui-tts", "espnet")}
+    machine = rows.machine(torch.device("cpu"))
+    print(f"{machine}, {options.threads} threads")
     print(HEAD, flush=True)
     failed = False
     for name in options.case:
-        rows, report = bench(name, options.tiny, options.rounds, clock)
-        for row in rows:
+        pair, report = bench(name, options.tiny, options.rounds, clock)
+        for row in pair:
             row.about = about
-        failed |= any(row.refused for row in rows)
-        store(rows, options.out)
-        print(line(rows) + (f"\n{report}\n" if options.verbose else ""), flush=True)
+        failed |= any(row.refused for row in pair)
+        rows.store(pair, options.out / machine)
+        print(line(pair) + (f"\n{report}\n" if options.verbose else ""), flush=True)
     return 1 if failed else 0
 
 

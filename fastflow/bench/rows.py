@@ -40,6 +40,7 @@ class Row:
     p20_ms: float | None = None
     p80_ms: float | None = None
     min_ms: float | None = None
+    cpu_ms: float | None = None  # the least processor time of all threads
     warm_ms: float | None = None  # median on the same inputs again and again
     first_ms: float | None = None  # the first call, with all that is made once
     cache: str = ""  # "cold" where the inputs that take turns fill the last cache between two uses, else "warm"
@@ -51,7 +52,7 @@ class Row:
     rate: float = 0.0  # of matrix products in this dtype in the same run, FLOP/s
     copy: float = 0.0  # of a copy in the same run, bytes/s, those read plus those written
     peak_mb: float = 0.0  # resident memory of the variant's process at most while it runs
-    extra_mb: float = 0.0  # in a process of several variants: what a run takes on top of what was held before
+    extra_mb: float = 0.0  # what a run takes at most on top of what the process held before it
     kept_mb: float = 0.0  # of a training step: what autograd holds after the forward
     flows: int = 0  # of the model, where that is what changes
     threads: int = 0

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import cpu, memory
-from benchmarks.memory import EAGER, VARIANTS, MemoryRow
+from benchmarks import memory
+from benchmarks.memory import EAGER, VARIANTS
+from fastflow.bench import rows
 from fastflow.models import WaveGlowLoss
 
 
 def test_rows_of_all_variants_are_stored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--tiny", "--flows", "4", "--rounds", "2", "--threads", "1", "--out", str(tmp_path), "--commit", "abc"]
     assert memory.main([*arguments, "--variants", "fastflow, invert"]) == 0
-    stored = [MemoryRow(**row) for row in json.loads((tmp_path / cpu.machine() / "memory.json").read_text())]
+    stored = rows.read(tmp_path / rows.machine(torch.device("cpu")) / "memory.json")
     assert [row.variant for row in stored] == [EAGER, "fastflow, invert"]
     for row in stored:
         assert row.flows == 4 and row.threads == 1 and row.rounds == 2 and row.min_ms and row.cpu_ms
