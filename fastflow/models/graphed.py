@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastflow.models.waveglow import WaveGlow
-from fastflow.nn.packing import PackingModule
+from fastflow.nn.packing import Packed
 from fastflow.ops import checks
 
 
@@ -84,7 +84,7 @@ class GraphedInfer:
             self._noise = weight.new_zeros(self.batch, model.n_group, self.frames * model.hop_length // model.n_group)
             self._replay, self._audio = record(lambda: model._synthesised(self._mel, self._noise), weight.device)
         # A graph does not keep alive what it reads, and a model may let go of either.
-        packed = [module._packed._cached for module in self._modules if isinstance(module, PackingModule)]
+        packed = [v._cached for module in self._modules for v in vars(module).values() if isinstance(v, Packed)]
         self._kept = [p.detach() for p in self._parameters()], packed
         self._captured = state
 

@@ -131,6 +131,9 @@ class SqueezeWave(WaveGlow):
     def _conditioning(self, mel: Tensor, steps: int) -> Tensor:
         return mel
 
+    def _inputs_saved(self) -> int:
+        return 0  # there is no upsampler
+
     def _check_audio(self, mel: Tensor, audio: Tensor) -> None:
         if audio.shape[1] != mel.shape[2] * self.hop_length:
             raise ValueError(

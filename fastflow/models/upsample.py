@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -44,13 +47,64 @@ class Upsample(PackingModule[tuple[Tensor, Tensor]], nn.ConvTranspose1d):
         Channels are in the published order: mel band, then sample. With `channels_last`, those of a step lie beside
         each other in memory, as the kernels on GPUs read them, else the steps of a channel do.
         """
-        rows = self.out_channels * self.n_group
         if steps == 0:
-            return mel.new_zeros(mel.shape[0], rows, 0)
-        weight, bias = self._packed.get([p for p in (self.weight, self.bias) if p is not None], self._pack)
+            return mel.new_zeros(mel.shape[0], self.rows, 0)
+        weight, bias = self._folded()
         hops = -(-steps // self.steps_per_frame)
-        # A hop sees its own frame and those before it, the newest first, and zeros beyond both ends.
-        seen = F.pad(mel, (self.frames - 1, hops - mel.shape[2])).unfold(2, self.frames, 1).flip(3)
-        out = F.linear(seen.transpose(1, 2).flatten(2), weight, bias)  # [B, hops, steps_per_frame * rows]
-        out = out.reshape(mel.shape[0], hops * self.steps_per_frame, rows)[:, :steps].transpose(1, 2)
+        out = F.linear(self._seen(mel, hops), weight, bias)  # [B, hops, steps_per_frame * rows]
+        out = out.reshape(mel.shape[0], hops * self.steps_per_frame, self.rows)[:, :steps].transpose(1, 2)
         return out if channels_last else out.contiguous()
+
+    def _folded(self) -> tuple[Tensor, Tensor]:
+        return self._packed.get(self.stored(), self._pack)
+
+    def stored(self) -> list[Tensor]:
+        """Return the parameters."""
+        return [p for p in (self.weight, self.bias) if p is not None]
+
+    def _seen(self, mel: Tensor, hops: int) -> Tensor:
+        """Return what each hop depends on, [B, hops, channels * frames]: of each band the newest frame first."""
+        # a hop sees its own frame and those before it, and zeros beyond both ends
+        seen = F.pad(mel, (self.frames - 1, hops - mel.shape[2])).unfold(2, self.frames, 1).flip(3)
+        return seen.transpose(1, 2).flatten(2)
+
+    def windows(self, mel: Tensor, *, channels_last: bool) -> Tensor:
+        """Return the frames that each frame's steps depend on: [B, channels * frames, F] for `mel` [B, channels, F].
+
+        They condition through composed weights; `channels_last` is as in `grouped`.
+        """
+        if mel.shape[2] == 0:
+            return mel.new_zeros(mel.shape[0], self.in_channels * self.frames, 0)
+        out = self._seen(mel, mel.shape[2]).transpose(1, 2)
+        return out if channels_last else out.contiguous()
+
+    @property
+    def rows(self) -> int:
+        """Channels of a step."""
+        return self.out_channels * self.n_group
+
+    @torch.no_grad()
+    def compose(
+        self, weights: Sequence[Tensor], biases: Sequence[Tensor], out: Sequence[Tensor] | None = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Compose conditioning weights with this layer: exact but for rounding, since both are linear.
+
+        Args:
+            weights: of any number of layers, [2G, channels * n_group] each.
+            biases: of these layers, [2G] each.
+            out: where to write the results, or None for new memory.
+
+        Returns:
+            Weights [steps_per_frame, 2G, channels * frames] for what `windows` returns, one for each step of a frame,
+            and biases [2G], in the dtype of `weights`. They are computed in float32 or wider.
+        """
+        folded, bias = self._folded()
+        wide = torch.promote_types(folded.dtype, torch.float32)
+        folded = folded.to(wide).view(self.steps_per_frame, self.rows, -1)
+        bias = bias[: self.rows].to(wide)  # the same for all steps
+        if out is None:
+            out = [w.new_empty(self.steps_per_frame, w.shape[0], folded.shape[2]) for w in weights]
+        for weight, composed in zip(weights, out, strict=True):
+            for upsampling, phase in zip(folded, composed, strict=True):
+                phase.copy_(weight.to(wide) @ upsampling)
+        return list(out), [(w.to(wide) @ bias + b).to(b.dtype) for w, b in zip(weights, biases, strict=True)]

@@ -96,7 +96,7 @@ class Packed(Generic[T]):
 
 
 class PackingModule(nn.Module, Generic[T]):
-    """A module that keeps one value computed from its parameters in `_packed`."""
+    """A module that keeps one value computed from its parameters in `_packed`, and maybe others."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,9 +104,14 @@ class PackingModule(nn.Module, Generic[T]):
 
     def train(self, mode: bool = True) -> Any:
         if mode != self.training:
-            self._packed.clear()
+            self._forget()
         return super().train(mode)
 
+    def _forget(self) -> None:
+        for value in vars(self).values():
+            if isinstance(value, Packed):
+                value.clear()
+
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        self._packed.clear()  # the memory of what was packed for another dtype or device goes at once
+        self._forget()  # the memory of what was packed for another dtype or device goes at once
         return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]

@@ -55,9 +55,18 @@ class GatedStack(PackingModule[Weights]):
     def _pack(self) -> Weights:
         raise NotImplementedError
 
-    def _stack(self, h: Tensor, cond: Tensor | None, mask: Tensor | None = None) -> Tensor:
-        """Return the sum of skips [B, S, T] of `h` [B, C, T]; arguments as in `fastflow.ops.wn`."""
-        weights = self._packed.get(self._stored(), lambda: self._pack().for_device())
+    def weights(self) -> Weights:
+        """Return the folded weights, as they are kept."""
+        return self._packed.get(self._stored(), lambda: self._pack().for_device())
+
+    def _stack(
+        self, h: Tensor, cond: Tensor | None, mask: Tensor | None = None, weights: Weights | None = None
+    ) -> Tensor:
+        """Return the sum of skips [B, S, T] of `h` [B, C, T]; arguments as in `fastflow.ops.wn`.
+
+        `weights` may stand in for the module's own.
+        """
+        weights = self.weights() if weights is None else weights
         return wn(
             h,
             weights.conv_weights,
@@ -171,13 +180,16 @@ class WN(GatedStack):
             cond_biases,
         )
 
-    def forward(self, h: Tensor, cond: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, h: Tensor, cond: Tensor | None = None, mask: Tensor | None = None, weights: Weights | None = None
+    ) -> Tensor:
         """Return the sum of skips [B, S, T].
 
         Args:
             h: [B, C, T].
             cond: [B, C_c, T], [B, C_c, 1] for the whole length, or None exactly when `cond_channels` is 0.
             mask: [B, 1, T] or None.
+            weights: used instead of the module's own `weights()`, such as these with others for the conditioning.
 
         Raises:
             ValueError: a shape, dtype or device does not fit.
@@ -185,4 +197,4 @@ class WN(GatedStack):
         if (cond is None) != (self.cond_layer is None):
             got = "None" if cond is None else list(cond.shape)
             raise ValueError(f"`cond` must be given exactly when `cond_channels` is not 0; got {got}")
-        return self._stack(h, cond, mask)
+        return self._stack(h, cond, mask, weights)

@@ -258,6 +258,12 @@ def _auto(op: str, x: Tensor, *rest: Any) -> str:
     return backend
 
 
+def kernels_take_phases(x: Tensor) -> bool:
+    """Whether `wn` on tensors like `x` runs on kernels that take conditioning weights per phase."""
+    backend = _auto("wn", x) if _requested == "auto" else _requested
+    return backend != "reference" and (backend, "wn") in _WITH_PHASES
+
+
 def _resolve(op: str, *args: Any) -> Callable[..., Any]:
     """Return the implementation of `op` for these arguments, by the backend asked for."""
     if _requested == "auto":

@@ -12,6 +12,7 @@ from torch._dynamo.testing import CompileCounter
 
 from fastflow import use_backend
 from fastflow.models import WaveGlow, WaveGlowLoss
+from fastflow.models.upsample import Upsample
 from fastflow.nn import WN
 from fastflow.ops import registry
 from tests import golden
@@ -71,6 +72,23 @@ def test_golden_inference_in_float32(case: str, backend: str) -> None:
 def test_golden_inference_at_full_size_in_float32(full: WaveGlow, backend: str) -> None:
     with use_backend(backend):
         assert golden.audio_error(full, "waveglow_256") <= 1e-4
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="installed without compiled kernels")
+def test_golden_inference_at_full_size_with_composed_weights(full: WaveGlow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(WaveGlow, "_composes", lambda self, mel: True)  # it is too short to pay
+    kept_in: list[Any] = []
+    compose = Upsample.compose
+
+    def seen(self: Upsample, weights: Any, biases: Any, out: Any) -> Any:
+        kept_in.append(out)
+        return compose(self, weights, biases, out)
+
+    monkeypatch.setattr(Upsample, "compose", seen)
+    with use_backend("cpu"):
+        assert golden.audio_error(full, "waveglow_256") <= 1e-4
+    first, *others = kept_in
+    assert first is None and len(others) == 11 and all(out is not None for out in others), "one flow's memory for all"
 
 
 @pytest.mark.parametrize("case", ["waveglow_tiny"])
@@ -252,7 +270,7 @@ def test_dtype_change_and_copies() -> None:
     assert torch.equal(torch.load(buffer, weights_only=False).infer(mel, z=z), expected)
 
 
-def published_block(wn: WN, h: torch.Tensor, cond: torch.Tensor, mask: object) -> torch.Tensor:
+def published_block(wn: WN, h: torch.Tensor, cond: torch.Tensor, mask: object, weights: None) -> torch.Tensor:
     """The gated stack in plain PyTorch modules, as the published code runs it."""
     projected = wn.cond_layer(cond)
     out, c = torch.zeros_like(h), h.shape[1]
