@@ -72,12 +72,15 @@ struct WnGateBackwardRowParams {
 
 // The stack of layers as the kernels for GPUs take it. Time comes before channels in every array: [B, T, C].
 // Layer l reads h (l = 0) or states[(l - 1) % 2] and writes states[l % 2]; skips are summed in one array.
+//
+// Local conditioning may come in frames of P steps, with a weight for each of their phases: step t is conditioned by
+// frame t / P through weight t % P. Without, every step is a frame and P is 1.
 template <class T>
 using accumulator_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 enum class WnCond : int32_t {
   kNone,
-  kLocal,            // cond [B, T, Cc] times cond_weight: more of the same matrix product
+  kLocal,            // cond [B, T / P, Cc] times cond_weight: more of the same matrix product
   kGlobal,           // cond [B, 1, Cc] times cond_weight: part of gate_add
   kProjected,        // cond [B, T, 2G], added
   kProjectedGlobal,  // cond [B, 1, 2G]: part of gate_add
@@ -90,11 +93,12 @@ struct WnLayerArrays {
   const T* res_skip_weight;  // [R + S, G], R = C or 0: WnParams::residual_rows
   const T* res_skip_bias;    // [R + S] or null
   const T* cond;             // as WnCond says, or null; strides cond_batch, cond_step
-  const T* cond_weight;      // [2G, Cc] or null
-  const T* cond_bias;        // [2G] or null; in gate_add
+  const T* cond_weight;      // [P, 2G, Cc] or null
+  const T* cond_bias;        // [2G], [P, 2G] where cond_bias_by_phase, or null; in gate_add
   const T* input_bias;       // [B or 1, C] or null; in tap_add
   int32_t dilation;
   int32_t left_padding;  // zeros before the first step
+  bool cond_bias_by_phase;
 };
 
 template <class T>
@@ -107,12 +111,13 @@ struct WnParams {
   const T* mask;    // [B, T], stride mask_batch, or null
   T* states[2];     // [B, T, C] each, dense; the second is null where fewer than two layers write one
   T* skip;          // [B, T, S], dense, or null where S = 0
-  acc_t* gate_add;  // [layers, vector_batch, 2G]: what is added to u at every step, written by wn_vectors
+  acc_t* gate_add;  // [layers, vector_batch, P, 2G]: what is added to u at every step, written by wn_vectors
   acc_t* tap_add;   // [layers, tap_batch, k, 2G]: the input bias's share of each tap, or null
-  uint32_t* done;   // [layers, B, tiles]: how many publishers of a tile have finished; null for one layer
+  uint32_t* done;   // [layers, B, P, tiles]: how many publishers of a tile have finished; null for one layer
   int64_t h_batch, h_step, cond_batch, cond_step, mask_batch;
   int32_t vector_batch, tap_batch;  // B, or 1 where all items share one vector
   int32_t layers, batch, time, channels, gate_channels, skip_channels, kernel_size, cond_channels;
+  int32_t phases, frames;  // P, a divisor of time; T / P
   WnCond cond;
   bool last_residual;    // whether the last layer writes its state too
   bool skip_accumulate;  // whether the first layer adds to skip, instead of writing it
@@ -121,6 +126,9 @@ struct WnParams {
   acc_t skip_scale;  // applied to skip by the last layer
 
   __host__ __device__ int32_t residual_rows(int32_t l) const { return l + 1 < layers || last_residual ? channels : 0; }
+  __host__ __device__ const acc_t* gate_add_of(int32_t l, int32_t b, int32_t phase) const {
+    return gate_add + ((l * int64_t(vector_batch) + b % vector_batch) * phases + phase) * 2 * gate_channels;
+  }
 };
 
 // Backward of one layer's gate: u is computed again, then

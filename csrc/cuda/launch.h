@@ -32,7 +32,7 @@ void launch_wn_gate_backward_sm80(
 constexpr int kWnShortestTile = 16;
 template <class T>
 int64_t wn_flags(const WnParams<T>& p) {
-  return int64_t(p.layers) * p.batch * ((p.time + kWnShortestTile - 1) / kWnShortestTile);
+  return int64_t(p.layers) * p.batch * p.phases * ((p.frames + kWnShortestTile - 1) / kWnShortestTile);
 }
 
 // The small operations: all four types. None of these takes empty tensors.

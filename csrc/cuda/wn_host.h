@@ -32,12 +32,16 @@ class WnStack {
           "`dilation` must be less than the 2^31 steps that the cuda backend counts; got ", dilation, " for ",
           shape_string(h));
     }
+    const OptionalTensor& cond_weight = layers[0].cond_weight;
+    const int64_t phases = cond_weight && cond_weight->dim() == 3 ? cond_weight->size(0) : 1;
     FASTFLOW_CHECK(
-        static_cast<int64_t>(layers.size()) * batch * (steps / kWnShortestTile + 1) < most,
+        static_cast<int64_t>(layers.size()) * batch * (steps / kWnShortestTile + phases) < most,
         "`h` must have less than 2^31 tiles of ", kWnShortestTile, " steps in all layers for the cuda backend; got ",
         shape_string(h));
     WnParams<T>& p = params;
     p.layers = static_cast<int32_t>(layers.size());
+    p.phases = static_cast<int32_t>(phases);
+    p.frames = static_cast<int32_t>(steps / phases);
     p.batch = static_cast<int32_t>(h.size(0));
     p.channels = static_cast<int32_t>(h.size(1));
     p.time = static_cast<int32_t>(h.size(2));
@@ -69,6 +73,7 @@ class WnStack {
       to.res_skip_bias = whole(from.res_skip_bias, "res_skip_bias");
       to.cond_weight = whole(from.cond_weight, "cond_weight");
       to.cond_bias = whole(from.cond_bias, "cond_bias");
+      to.cond_bias_by_phase = from.cond_bias && from.cond_bias->dim() == 2;
       to.input_bias = whole(from.input_bias, "input_bias");
       to.dilation = static_cast<int32_t>(dilations[i]);
       to.left_padding = static_cast<int32_t>((p.kernel_size - 1) * dilations[i] / (causal ? 1 : 2));
@@ -80,7 +85,7 @@ class WnStack {
     }
 
     const ScalarType wide = scalar_type_of<acc_t>;
-    p.gate_add = scratch<acc_t>({p.layers, p.vector_batch, 2 * p.gate_channels}, wide);
+    p.gate_add = scratch<acc_t>({p.layers, p.vector_batch, p.phases, 2 * p.gate_channels}, wide);
     if (layers[0].input_bias) {
       p.tap_batch = static_cast<int32_t>(layers[0].input_bias->size(0));
       p.tap_add = scratch<acc_t>({p.layers, p.tap_batch, p.kernel_size, 2 * p.gate_channels}, wide);
@@ -164,7 +169,7 @@ class WnStack {
     p.vector_batch = 1;
     if (!layers[0].cond) return;
     const Tensor& cond = *layers[0].cond;
-    const bool projected = !layers[0].cond_weight, global = cond.size(2) == 1 && p.time != 1;
+    const bool projected = !layers[0].cond_weight, global = cond.size(2) == 1 && p.frames != 1;
     p.cond = projected ? (global ? WnCond::kProjectedGlobal : WnCond::kProjected)
                        : (global ? WnCond::kGlobal : WnCond::kLocal);
     p.cond_channels = static_cast<int32_t>(cond.size(1));

@@ -224,12 +224,12 @@ void mbarrier_wait_cluster(uint32_t address, uint32_t parity, const Location& at
 // ----------------------------------------------------------------------------------------------------- the copy engine
 
 TensorMap make_tensor_map(
-    const void* base, int element, const uint64_t (&dims)[3], const uint64_t (&strides)[2], const uint32_t (&box)[3]) {
+    const void* base, int element, const uint64_t (&dims)[4], const uint64_t (&strides)[3], const uint32_t (&box)[4]) {
   const auto refuse = [](const std::string& why) { throw EmulationError("make_tensor_map: " + why); };
   if (reinterpret_cast<uint64_t>(base) % 16 != 0) refuse("the base must be on a boundary of 16 bytes");
   TensorMap map = {static_cast<const char*>(base), {}, {}, {}, element};
   map.strides[0] = element;
-  for (int i = 0; i < 3; ++i) {
+  for (int i = 0; i < 4; ++i) {
     if (dims[i] == 0 || dims[i] > uint64_t(1) << 32) refuse(text("size ", i, " must be from 1 to 2^32; got ", dims[i]));
     if (box[i] == 0 || box[i] > 256) refuse(text("box ", i, " must be from 1 to 256; got ", box[i]));
     if (i > 0) {
@@ -250,44 +250,50 @@ namespace {
 
 // Calls f(address or null outside of the tensor, offset in the box) for each row, in pieces of 16 bytes.
 template <class F>
-void for_each_piece(const TensorMap& map, const int64_t (&corner)[3], const F& f) {
+void for_each_piece(const TensorMap& map, const int64_t (&corner)[4], const F& f) {
   uint32_t offset = 0;
   const int per_piece = 16 / map.element;
-  for (int64_t k = 0; k < map.box[2]; ++k) {
-    for (int64_t j = 0; j < map.box[1]; ++j) {
-      for (int64_t i = 0; i < map.box[0]; i += per_piece, offset += 16) {
-        const int64_t at[3] = {corner[0] + i, corner[1] + j, corner[2] + k};
-        const bool inside = at[1] >= 0 && at[1] < map.dims[1] && at[2] >= 0 && at[2] < map.dims[2];
-        const int64_t first = std::clamp<int64_t>(-at[0], 0, per_piece);
-        const int64_t last = std::clamp<int64_t>(map.dims[0] - at[0], 0, per_piece);
-        const char* row = map.base + at[1] * map.strides[1] + at[2] * map.strides[2];
-        const bool any = inside && first < last;
-        f(any ? row + (at[0] + first) * map.element : nullptr, any ? first * map.element : 0,
-          any ? (last - first) * map.element : 0, offset);
-      }
+  const int64_t rows = map.box[1] * map.box[2] * map.box[3];
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t at[4] = {
+        0, corner[1] + row % map.box[1], corner[2] + row / map.box[1] % map.box[2],
+        corner[3] + row / map.box[1] / map.box[2]};
+    bool inside = true;
+    const char* begin = map.base;
+    for (int i = 1; i < 4; ++i) {
+      inside = inside && at[i] >= 0 && at[i] < map.dims[i];
+      begin += at[i] * map.strides[i];
+    }
+    for (int64_t i = 0; i < map.box[0]; i += per_piece, offset += 16) {
+      const int64_t column = corner[0] + i;
+      const int64_t first = std::clamp<int64_t>(-column, 0, per_piece);
+      const int64_t last = std::clamp<int64_t>(map.dims[0] - column, 0, per_piece);
+      const bool any = inside && first < last;
+      f(any ? begin + (column + first) * map.element : nullptr, any ? first * map.element : 0,
+        any ? (last - first) * map.element : 0, offset);
     }
   }
 }
+
+int64_t bytes_of_box(const TensorMap& map) { return map.box[0] * map.box[1] * map.box[2] * map.box[3] * map.element; }
 
 uint32_t swizzled(uint32_t address) { return address ^ (address >> 3 & 0x70); }
 
 }  // namespace
 
 void tma_load(
-    uint32_t dst, const TensorMap& map, uint32_t address, int c0, int c1, int c2, uint32_t blocks, bool multicast,
+    uint32_t dst, const TensorMap& map, uint32_t address, const int (&corner)[4], uint32_t blocks, bool multicast,
     const Location& at) {
   const Site& site = enter(Kind::kTmaLoad, at);
   if (site.skipped) return;
   Delivery delivery = {};
   delivery.what = Delivery::What::kBox;
   delivery.map = map;
-  delivery.corner[0] = c0 + site.shift[1];
-  delivery.corner[1] = c1 + site.shift[2];
-  delivery.corner[2] = c2 + site.shift[3];
+  for (int i = 0; i < 4; ++i) delivery.corner[i] = corner[i] + site.shift[i + 1];
   delivery.dst = dst + static_cast<uint32_t>(site.shift[0]);
   delivery.thread = self;
   delivery.site = &site;
-  const auto bytes = static_cast<uint32_t>(map.box[0] * map.box[1] * map.box[2] * map.element);
+  const auto bytes = static_cast<uint32_t>(bytes_of_box(map));
   Cluster& cluster = *self->block->cluster;
   if (multicast && (blocks == 0 || blocks >> cluster.blocks.size() != 0)) {
     fail(site, "the mask ", hex(blocks), " does not fit a cluster of ", cluster.blocks.size());
@@ -337,8 +343,7 @@ void land(Delivery& delivery) {
     std::memset(to, 0, 16);
     if (count) std::memcpy(to + first, from, count);
   });
-  const TensorMap& map = delivery.map;
-  const int64_t bytes = map.box[0] * map.box[1] * map.box[2] * map.element;
+  const int64_t bytes = bytes_of_box(delivery.map);
   block.shadow->land(delivery.dst, bytes, barrier.id, barrier.start + barrier.phase + 1);
   barrier.bytes -= bytes;
   end_phase(barrier);

@@ -66,15 +66,15 @@ void mbarrier_wait_cluster(uint32_t barrier, uint32_t parity, const Location& at
 // the copy engine
 struct TensorMap {
   const char* base;
-  int64_t dims[3];     // elements
-  int64_t strides[3];  // bytes
-  int64_t box[3];      // elements
+  int64_t dims[4];     // elements
+  int64_t strides[4];  // bytes
+  int64_t box[4];      // elements
   int element;         // bytes
 };
 TensorMap make_tensor_map(
-    const void* base, int element, const uint64_t (&dims)[3], const uint64_t (&strides)[2], const uint32_t (&box)[3]);
+    const void* base, int element, const uint64_t (&dims)[4], const uint64_t (&strides)[3], const uint32_t (&box)[4]);
 void tma_load(
-    uint32_t dst, const TensorMap& map, uint32_t barrier, int c0, int c1, int c2, uint32_t blocks, bool multicast,
+    uint32_t dst, const TensorMap& map, uint32_t barrier, const int (&corner)[4], uint32_t blocks, bool multicast,
     const Location& at);
 void fence_proxy_async(const Location& at);
 void fence_proxy_async_shared(const Location& at);

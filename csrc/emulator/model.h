@@ -191,7 +191,7 @@ struct Delivery {
   Mbarrier* barrier;
   // of a box
   TensorMap map;
-  int64_t corner[3];
+  int64_t corner[4];
   uint32_t dst;
   // of an arrival
   ViewRef told, told_block;

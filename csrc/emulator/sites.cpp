@@ -36,7 +36,7 @@ const KindInfo& info(Kind kind) {
       {"mbarrier_arrive_relaxed", true, "address,rank"},
       {"mbarrier_wait", true, "address,parity"},
       {"mbarrier_wait_cluster", true, "address,parity"},
-      {"tma_load", true, "destination,c0,c1,c2"},
+      {"tma_load", true, "destination,c0,c1,c2,c3"},
       {"fence_proxy_async", true, ""},
       {"wgmma_fence", true, ""},
       {"wgmma_commit", true, ""},

@@ -58,7 +58,7 @@ struct KindInfo {
 };
 const KindInfo& info(Kind kind);
 
-constexpr int kMostOperands = 4;
+constexpr int kMostOperands = 5;
 
 struct Site {
   const char* file;

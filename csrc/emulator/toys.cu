@@ -215,12 +215,12 @@ __global__ void ring(const ToyArguments p) {
 struct BoxParams {
   ToyArguments p;
   arch::TensorMap map;
-  int corner[3];
+  int corner[4];
   int bytes;
 };
 
 // The box of x at a corner, as it lies in shared memory. x 16-bit -> [box, 128 bytes]
-// numbers: sizes (3, innermost first), box (3), corner (3)
+// numbers: sizes (4, innermost first), box (4), corner (4)
 __global__ void box(const __grid_constant__ BoxParams b) {
   const int thread = arch::thread_index();
   const shared_t barrier = arch::shared_memory(), tile = barrier + 1024;
@@ -232,7 +232,7 @@ __global__ void box(const __grid_constant__ BoxParams b) {
   arch::sync_threads();
   if (thread == 0) {
     arch::mbarrier_arrive_expect(barrier, b.bytes);
-    arch::tma_load(tile, &b.map, barrier, b.corner[0], b.corner[1], b.corner[2]);
+    arch::tma_load(tile, &b.map, barrier, b.corner[0], b.corner[1], b.corner[2], b.corner[3]);
   }
   arch::mbarrier_wait(barrier, 0);
   for (int i = thread; i < b.bytes / 16; i += static_cast<int>(blockDim.x)) {
@@ -243,7 +243,7 @@ __global__ void box(const __grid_constant__ BoxParams b) {
 // Each block of a cluster loads one box after the other and all get all, through two stages that each block tells the
 // others when it has read. x [blocks * boxes * 8 rows, 64] 16-bit -> [blocks, the same]; numbers: boxes of each block
 __global__ void multicast(const __grid_constant__ BoxParams b) {
-  const int thread = arch::thread_index(), boxes = b.p.numbers[9];
+  const int thread = arch::thread_index(), boxes = b.p.numbers[8];
   const uint32_t blocks = arch::cluster_size(), rank = arch::cluster_rank();
   const shared_t full = arch::shared_memory(), empty = full + 16, tiles = full + 1024;
   if (thread == 0) {
@@ -263,7 +263,7 @@ __global__ void multicast(const __grid_constant__ BoxParams b) {
       arch::mbarrier_arrive_expect(full + 8 * stage, 1024 * blocks);
       const auto all = static_cast<uint16_t>((1u << blocks) - 1);
       const int row = 8 * (i * static_cast<int>(blocks) + static_cast<int>(rank));
-      arch::tma_load_multicast(stage_tiles + 1024 * rank, &b.map, full + 8 * stage, 0, row, 0, all);
+      arch::tma_load_multicast(stage_tiles + 1024 * rank, &b.map, full + 8 * stage, 0, row, 0, 0, all);
     }
     arch::mbarrier_wait(full + 8 * stage, parity);
     for (uint32_t j = thread; j < 64 * blocks; j += blockDim.x) {
@@ -294,7 +294,7 @@ __global__ void published_box(const __grid_constant__ BoxParams b) {
     arch::wait_at_least(flag, 1);
     arch::fence_proxy_async();
     arch::mbarrier_arrive_expect(barrier, 1024);
-    arch::tma_load(tile, &b.map, barrier, 0, 0, 0);
+    arch::tma_load(tile, &b.map, barrier, 0, 0, 0, 0);
   }
   arch::sync_warp();
   arch::mbarrier_wait(barrier, 0);
@@ -436,8 +436,8 @@ constexpr Operation kOperations[] = {
     OPERATION("mbarrier_arrive_relaxed", arch::mbarrier_arrive_relaxed(t.shared(s.x), s.y)),
     OPERATION("mbarrier_wait", arch::mbarrier_wait(t.shared(s.x), s.y)),
     OPERATION("mbarrier_wait_cluster", arch::mbarrier_wait_cluster(t.shared(s.x), s.y)),
-    OPERATION("tma_load", arch::tma_load(t.shared(s.x), &t.p.map, t.shared(s.y), 0, s.z, 0)),
-    OPERATION("tma_load_multicast", arch::tma_load_multicast(t.shared(s.x), &t.p.map, t.shared(s.y), 0, 0, 0, s.z)),
+    OPERATION("tma_load", arch::tma_load(t.shared(s.x), &t.p.map, t.shared(s.y), 0, s.z, 0, 0)),
+    OPERATION("tma_load_multicast", arch::tma_load_multicast(t.shared(s.x), &t.p.map, t.shared(s.y), 0, 0, 0, 0, s.z)),
     OPERATION("fence_proxy_async", arch::fence_proxy_async()),
     OPERATION("fence_proxy_async_shared", arch::fence_proxy_async_shared()),
     OPERATION("wgmma_fence", arch::wgmma_fence()),
@@ -487,16 +487,17 @@ void start(const ToyArguments& p, const ToyShape& shape) {
 template <auto kernel>
 void start_with_map(const ToyArguments& p, const ToyShape& shape) {
   const int32_t* n = p.numbers;
-  const uint64_t sizes[3] = {uint64_t(n[0]), uint64_t(n[1]), uint64_t(n[2])};
-  const uint64_t strides[2] = {sizes[0] * 2, sizes[0] * sizes[1] * 2};
-  const uint32_t box[3] = {uint32_t(n[3]), uint32_t(n[4]), uint32_t(n[5])};
+  const uint64_t sizes[4] = {uint64_t(n[0]), uint64_t(n[1]), uint64_t(n[2]), uint64_t(n[3])};
+  const uint64_t strides[3] = {sizes[0] * 2, sizes[0] * sizes[1] * 2, sizes[0] * sizes[1] * sizes[2] * 2};
+  const uint32_t box[4] = {uint32_t(n[4]), uint32_t(n[5]), uint32_t(n[6]), uint32_t(n[7])};
   const auto map = arch::make_tensor_map<arch::half>(p.data[0], sizes, strides, box);
-  arch::launch(kernel, BoxParams{p, map, {n[6], n[7], n[8]}, n[3] * n[4] * n[5] * 2}, launch_of(shape), nullptr);
+  const int bytes = n[4] * n[5] * n[6] * n[7] * 2;
+  arch::launch(kernel, BoxParams{p, map, {n[8], n[9], n[10], n[11]}, bytes}, launch_of(shape), nullptr);
 }
 
 void start_litmus(const ToyArguments& p, const ToyShape& shape) {
-  const uint64_t sizes[3] = {64, static_cast<uint64_t>(p.bytes[2]) / 128, 1}, strides[2] = {128, 128};
-  const auto map = arch::make_tensor_map<arch::half>(p.data[2], sizes, strides, {64, 8, 1});
+  const uint64_t sizes[4] = {64, static_cast<uint64_t>(p.bytes[2]) / 128, 1, 1}, strides[3] = {128, 128, 128};
+  const auto map = arch::make_tensor_map<arch::half>(p.data[2], sizes, strides, {64, 8, 1, 1});
   const LitmusParams params = {p.array<Step>(0), p.array<uint32_t>(1), p.array<char>(2), map, p.numbers[0]};
   arch::launch(litmus, params, launch_of(shape), nullptr);
 }

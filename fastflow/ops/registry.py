@@ -120,7 +120,7 @@ class BackendStatus(NamedTuple):
 # The implementations of every backend: {backend: {operation: function}}. Filled by `implement`.
 _implementations: dict[str, dict[str, Callable[..., Any]]] = {name: {} for name in BACKENDS}
 # Who takes conditioning weights per phase, [P, 2G, C_c], in `wn`; one that does not is never given any.
-_WITH_PHASES = {("reference", "wn"), ("reference", "wn_backward"), ("cpu", "wn")}
+_WITH_PHASES = {("reference", "wn"), ("reference", "wn_backward"), ("cpu", "wn"), ("cuda", "wn")}
 _requested = "auto"
 _chosen: set[tuple[str, str, str]] = set()
 

@@ -660,11 +660,11 @@ def test_invalid_launches(emulator: Any, shape: dict[str, int], message: str) ->
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
-        ([0, 8, 1, 64, 8, 1], r"size 0 must be from 1 to 2\^32; got 0"),
-        ([64, 8, 1, 64, 257, 1], "box 1 must be from 1 to 256; got 257"),
-        ([64, 8, 1, 64, 8, 0], "box 2 must be from 1 to 256; got 0"),
-        ([60, 8, 1, 64, 8, 1], r"stride 1 must be a multiple of 16 below 2\^40; got 120"),
-        ([64, 8, 1, 32, 8, 1], "a row of the box must have 128 bytes; got 64"),
+        ([0, 8, 1, 1, 64, 8, 1, 1], r"size 0 must be from 1 to 2\^32; got 0"),
+        ([64, 8, 1, 1, 64, 257, 1, 1], "box 1 must be from 1 to 256; got 257"),
+        ([64, 8, 1, 1, 64, 8, 1, 0], "box 3 must be from 1 to 256; got 0"),
+        ([60, 8, 1, 1, 64, 8, 1, 1], r"stride 1 must be a multiple of 16 below 2\^40; got 120"),
+        ([64, 8, 1, 1, 32, 8, 1, 1], "a row of the box must have 128 bytes; got 64"),
     ],
     ids=str,
 )

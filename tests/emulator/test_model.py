@@ -224,23 +224,23 @@ def ring(emulator: Any) -> None:
     assert np.array_equal(ranks, [0, 1, 2, 3] * 2)
 
 
-def load_box(emulator: Any, corner: tuple[int, int, int] = (-8, -3, 0)) -> None:
-    sizes, box = (72, 10, 3), (64, 8, 2)
+def load_box(emulator: Any, corner: tuple[int, int, int, int] = (-8, 1, -3, 0)) -> None:
+    sizes, box = (72, 3, 10, 3), (64, 1, 8, 2)
     x = words(*sizes[::-1]).astype(np.uint16)
     got = np.zeros((16, 64), np.uint16)
     emulator.toy("box", [x, got], [*sizes, *box, *corner], threads=64, shared_bytes=4096)
     want = np.zeros(box[::-1], np.uint16)
-    for k, j, i in np.ndindex(want.shape):
-        at = (corner[2] + k, corner[1] + j, corner[0] + i)
+    for place in np.ndindex(want.shape):
+        at = tuple(c + i for c, i in zip(corner[::-1], place, strict=True))
         if all(0 <= c < size for c, size in zip(at, x.shape, strict=True)):
-            want[k, j, i] = x[at]
+            want[place] = x[at]
     assert np.array_equal(got, swizzled(want.reshape(16, 64)))
 
 
 def multicast(emulator: Any) -> None:
     x = words(4 * 5 * 8, 64).astype(np.uint16)
     got = np.zeros((4, *x.shape), np.uint16)
-    numbers = [64, len(x), 1, 64, 8, 1, 0, 0, 0, 5]
+    numbers = [64, len(x), 1, 1, 64, 8, 1, 1, 5]
     emulator.toy("multicast", [x, got], numbers, blocks=4, threads=64, shared_bytes=1024 + 2 * 4096, cluster=4)
     assert np.array_equal(got, np.stack([swizzled(x)] * 4))
 
@@ -248,7 +248,7 @@ def multicast(emulator: Any) -> None:
 def published_box(emulator: Any) -> None:
     x, got, flag = words(8, 32), np.zeros((8, 64), np.uint16), np.zeros(1, np.uint32)
     want = (2 * x).view(np.uint16)
-    emulator.toy("published_box", [x, got, flag], [64, 8, 1, 64, 8, 1], blocks=2, shared_bytes=2048)
+    emulator.toy("published_box", [x, got, flag], [64, 8, 1, 1, 64, 8, 1, 1], blocks=2, shared_bytes=2048)
     assert np.array_equal(got, swizzled(want))
 
 
@@ -302,7 +302,9 @@ def test_every_missing_synchronisation_is_noticed(emulator: Any, program: Callab
         assert noticed, f"{site['kind']} at {site['file']}:{site['line']}"
 
 
-@pytest.mark.parametrize("corner", [(0, 0, 0), (8, 2, 1), (-64, 0, 0), (72, 0, 0), (-1, 9, 2), (3, -8, -1), (5, 10, 3)])
+@pytest.mark.parametrize(
+    "corner", [(0, 0, 0, 0), (8, 2, 2, 1), (-64, 0, 0, 0), (72, 0, 0, 0), (-1, 1, 9, 2), (3, -1, -8, -1), (5, 3, 10, 3)]
+)
 def test_boxes_have_zeros_outside_of_the_tensor(emulator: Any, corner: tuple[int, int, int]) -> None:
     load_box(emulator, corner)
 
@@ -364,6 +366,7 @@ def site_of(emulator: Any, program: Callable[[Any], None], kind: str) -> dict[st
         (load_box, "tma_load", "c0", 1, ""),
         (load_box, "tma_load", "c1", 1, ""),
         (load_box, "tma_load", "c2", 1, ""),
+        (load_box, "tma_load", "c3", 1, ""),
         (multicast, "mbarrier_arrive_cluster", "rank", 1, "there is no block 4 in a cluster of 4"),
         (warpgroup, "wgmma", "a", 16, ""),
         (warpgroup, "wgmma", "b", -1024, ""),
@@ -400,7 +403,7 @@ def test_what_does_not_exist(emulator: Any) -> None:
     with pytest.raises(IndexError):
         emulator.skip(1 << 20)
     with pytest.raises(ValueError, match="no such operand"):
-        emulator.shift(site_of(emulator, rotate, "load_shared")["index"], 1, 4)
+        emulator.shift(site_of(emulator, rotate, "load_shared")["index"], 1, 5)
     for wrong in (lambda: emulator.schedule("sideways"), lambda: emulator.schedule(delivery="never")):
         with pytest.raises(ValueError, match="no such"):
             wrong()

@@ -46,6 +46,7 @@ STEPS = {
     "c0": (1,),
     "c1": (1,),
     "c2": (1,),
+    "c3": (1,),
     "a": (32,),  # the next 16 of the depth
     "b": (32,),
 }
@@ -107,6 +108,7 @@ def far_pivots(case: Case) -> Case:
 
 
 STACKS = wn(layers=3, last_residual=True, mask=True), wn(cond="projected", input_bias=2)
+PHASES = wn(gate=72, phases=3)
 half = {"dtype": torch.bfloat16}
 back = {"backward": True}
 
@@ -143,6 +145,7 @@ GROUPS = (
                 for case in (STACKS[0], wn(kernel=9, cond="projected", input_bias=2))
             ),
             Run(first_entry(wn(gate=72)), 130, capability=90, multiprocessors=2, variant="by time", **half),
+            Run(PHASES, 60, capability=90, multiprocessors=2, variant="by time", **half),
             Run(wn(gate=72), 40, capability=90, multiprocessors=12, variant="by rows", **half),
         ),
     ),

@@ -98,6 +98,22 @@ def test_matrix_units(case: Case, capability: int, dtype: torch.dtype, length: i
     keeps_the_bound(case, dtype, length)
 
 
+@pytest.mark.parametrize(
+    ("phases", "length", "multiprocessors", "kernel"),
+    [(3, 60, 2, "128, 2, 4"), (2, 280, 2, "128, 2, 4"), (2, 40, 20, "64, 1, 4")],
+    ids=["by time, one tile a phase", "by time, two tiles a phase", "by rows"],
+)
+def test_phases_in_clusters(phases: int, length: int, multiprocessors: int, kernel: str, device: Any) -> None:
+    """Blocks that share weights, but not all of them the conditioning's; and what lies beyond the last tile."""
+    from tests.ops.cases import _wn
+
+    case = Case("phases", ops.wn, _wn(layers=2, channels=8, gate=72, skip=8, cond_channels=8, phases=phases))
+    device.device(capability=90, multiprocessors=multiprocessors)
+    device.statistics()
+    keeps_the_bound(case, torch.bfloat16, length)
+    assert any(f"<bfloat16, {kernel}, " in launch["kernel"] for launch in device.statistics())
+
+
 @pytest.fixture
 def tf32() -> Iterator[None]:
     before = torch.backends.cuda.matmul.fp32_precision

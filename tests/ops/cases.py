@@ -306,6 +306,7 @@ WIDE = [
     Case("wn wide projected", ops.wn, _wn(**_WIDE, cond="projected", input_bias=2, mask=True, layout="strided")),
     Case("wn wide global", ops.wn, _wn(**_WIDE, cond="projected global", input_bias=1, mask=True, causal=True)),
     Case("wn wider", ops.wn, _wn(**_WIDER, layers=2, kernel=5)),
+    Case("wn wide phases", ops.wn, _wn(**_WIDE, phases=4, kernel=5, layers=4, input_bias=2, mask=True)),
 ]
 
 

@@ -20,7 +20,7 @@ using TensorMap = CUtensorMap;  // 128 bytes, aligned to 64; for kernels as part
 // pieces of row r permuted: piece i is at i ^ (r % 8). What lies outside the tensor reads as zeros.
 template <class T>
 TensorMap make_tensor_map(
-    const void* base, const uint64_t (&dims)[3], const uint64_t (&strides)[2], const uint32_t (&box)[3]) {
+    const void* base, const uint64_t (&dims)[4], const uint64_t (&strides)[3], const uint32_t (&box)[4]) {
   static_assert(std::is_same_v<T, half> || std::is_same_v<T, bfloat16>);
   using Encode = CUresult(
       CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*, const cuuint64_t*, const cuuint32_t*,
@@ -36,12 +36,12 @@ TensorMap make_tensor_map(
     }
     return reinterpret_cast<Encode*>(entry);
   }();
-  const cuuint64_t sizes[3] = {dims[0], dims[1], dims[2]};
-  const cuuint64_t steps[2] = {strides[0], strides[1]};
-  const cuuint32_t ones[3] = {1, 1, 1};
+  const cuuint64_t sizes[4] = {dims[0], dims[1], dims[2], dims[3]};
+  const cuuint64_t steps[3] = {strides[0], strides[1], strides[2]};
+  const cuuint32_t ones[4] = {1, 1, 1, 1};
   TensorMap map;
   const CUresult result = encode(
-      &map, std::is_same_v<T, half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3,
+      &map, std::is_same_v<T, half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4,
       const_cast<void*>(base), sizes, steps, box, ones, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
       CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS) {
@@ -52,22 +52,23 @@ TensorMap make_tensor_map(
 
 #ifdef __CUDACC__
 
-// Loads the box whose first element is (c0, c1, c2), innermost first; coordinates may be negative. `barrier` gets the
-// box's bytes, zeros included.
-__device__ __forceinline__ void tma_load(shared_t dst, const TensorMap* map, shared_t barrier, int c0, int c1, int c2) {
+// Loads the box whose first element is (c0, c1, c2, c3), innermost first; coordinates may be negative. `barrier` gets
+// the box's bytes, zeros included.
+__device__ __forceinline__ void tma_load(
+    shared_t dst, const TensorMap* map, shared_t barrier, int c0, int c1, int c2, int c3) {
   FASTFLOW_PTX_SM90A(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], "
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], "
       "[%2];" ::"r"(dst),
-      "l"(map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2) : "memory");
+      "l"(map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3) : "memory");
 }
 
 // The same into every block of the cluster whose bit is set in `blocks`, with dst and barrier at the same addresses.
 __device__ __forceinline__ void tma_load_multicast(
-    shared_t dst, const TensorMap* map, shared_t barrier, int c0, int c1, int c2, uint16_t blocks) {
+    shared_t dst, const TensorMap* map, shared_t barrier, int c0, int c1, int c2, int c3, uint16_t blocks) {
   FASTFLOW_PTX_SM90A(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
-      "[%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(dst),
-      "l"(map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "h"(blocks) : "memory");
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
+      "[%0], [%1, {%3, %4, %5, %6}], [%2], %7;" ::"r"(dst),
+      "l"(map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "h"(blocks) : "memory");
 }
 
 __device__ __forceinline__ void tma_prefetch_map(const TensorMap* map) {

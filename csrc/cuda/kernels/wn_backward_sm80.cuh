@@ -50,19 +50,17 @@ struct GateBackward {
   const WnGateBackwardParams<T>& p;
   const WnParams<T>& f;
   const GateInputs<T> inputs;
-  const int batch, t0, g0;
+  const int g0;
   const int rows;  // R + S
   Stages ring;
 
   Copies segment;
   int index = 0;
 
-  __device__ __forceinline__ GateBackward(const WnGateBackwardParams<T>& p, int batch, int t0, int g0)
+  __device__ __forceinline__ GateBackward(const WnGateBackwardParams<T>& p, const WnItem& item, int g0)
       : p(p),
         f(p.forward),
-        inputs(p.forward, 0, batch, t0),
-        batch(batch),
-        t0(t0),
+        inputs(p.forward, item),
         g0(g0),
         rows(p.forward.residual_rows(0) + p.forward.skip_channels),
         ring(arch::shared_memory()) {}
@@ -71,7 +69,7 @@ struct GateBackward {
     if (index < inputs.segments()) {
       inputs.enter(segment, index, g0);
     } else {
-      segment.set_x(p.grad_r + int64_t(batch) * f.time * rows, rows, t0);
+      segment.set_x(p.grad_r + int64_t(inputs.item.batch) * f.time * rows, rows, inputs.item.t0, 1, f.time);
       segment.remaining = rows;
     }
   }
@@ -91,7 +89,7 @@ struct GateBackward {
 
   __device__ __forceinline__ void copy(arch::shared_t stage) {
     if (index > inputs.segments()) return;
-    segment.copy_x(stage, f.time);
+    segment.copy_x(stage);
     if (index < inputs.segments()) {
       segment.copy_w(stage);
     } else {
@@ -133,9 +131,9 @@ struct GateBackward {
           }
         }
         const auto a_8 = gathered(a), grad_u_8 = gathered(grad_u), grad_v_8 = gathered(grad_v);
-        const int t = t0 + place.step(i, e);
+        const int t = inputs.time_of(place.step(i, e));
         if (t >= f.time || g >= f.gate_channels) continue;
-        const int64_t at = int64_t(batch) * f.time + t;
+        const int64_t at = int64_t(inputs.item.batch) * f.time + t;
         a_8.store(p.a + at * f.gate_channels + g);
         grad_u_8.store(p.grad_u + at * 2 * f.gate_channels + g);
         grad_v_8.store(p.grad_u + at * 2 * f.gate_channels + f.gate_channels + g);
@@ -177,8 +175,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 #if FASTFLOW_SM80
   using Backward = GateBackward<T, BLOCK_T>;
   const int passes = ceil_div(p.forward.gate_channels, Backward::kPass);
-  const WnItem item = WnSchedule<BLOCK_T>(p.forward).item(static_cast<int>(blockIdx.x) / passes);
-  Backward(p, item.batch, item.t0, static_cast<int>(blockIdx.x) % passes * Backward::kPass).run();
+  const WnItem item = WnSchedule<T, BLOCK_T>(p.forward).item(static_cast<int>(blockIdx.x) / passes);
+  Backward(p, item, static_cast<int>(blockIdx.x) % passes * Backward::kPass).run();
 #endif
 }
 
@@ -191,13 +189,13 @@ void launch_wn_gate_backward_sm80(const WnGateBackwardParams<T>& p, const arch::
   const auto launch = [&](auto block_t) {
     using Backward = sm80::GateBackward<T, block_t.value>;
     const int passes = sm80::ceil_div(p.forward.gate_channels, Backward::kPass);
-    const unsigned blocks = static_cast<unsigned>(WnSchedule<block_t.value>(p.forward).items * passes);
+    const unsigned blocks = static_cast<unsigned>(WnSchedule<T, block_t.value>(p.forward).groups() * passes);
     const arch::Launch how{{blocks, 1, 1}, sm80::kThreads, Backward::kBytes};
     arch::launch(sm80::wn_gate_backward_kernel<T, block_t.value>, p, how, stream);
   };
   // Long tiles read the weights less often, if there are enough of them for all multiprocessors.
   const int64_t passes = sm80::ceil_div(p.forward.gate_channels, 64);
-  if (WnSchedule<128>(p.forward).items * passes >= device.multiprocessors) {
+  if (WnSchedule<T, 128>(p.forward).groups() * passes >= device.multiprocessors) {
     launch(std::integral_constant<int, 128>());
   } else {
     launch(std::integral_constant<int, 64>());

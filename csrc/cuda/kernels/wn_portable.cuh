@@ -6,9 +6,9 @@
 //   sigmoids
 //                               a[t, 64]    = gate(acc)                               kept in shared memory, as T
 //   for each 128 output rows:   acc[t, 128] = sum over g of a[t, g] * w[row, g]       then residual sum and skips
-// kk runs over taps and channels (k * C), then over the conditioning's channels. A thread holds BLOCK_T / 16 steps by 8
-// rows. Tiles of x and w pass through two buffers in shared memory, 16 of kk at a time: while one is multiplied, the
-// next is on its way from memory into registers.
+// kk runs over taps and channels (k * C), then over the conditioning's channels; a tile's steps are of one phase, if
+// there are several. A thread holds BLOCK_T / 16 steps by 8 rows. Tiles of x and w pass through two buffers in shared
+// memory, 16 of kk at a time: while one is multiplied, the next is on its way from memory into registers.
 #pragma once
 
 #include <arch/barrier.cuh>
@@ -138,9 +138,9 @@ struct WnPortable {
     const T* h_item = h + item.batch * h_batch;
     const T* cond = layer.cond ? layer.cond + item.batch * p.cond_batch : nullptr;
     const auto x = [&](int t_local, int kk) -> acc_t {
-      const int t = item.t0 + t_local;
+      const int t = item.t0 + t_local * item.stride;
       if (kk >= depth || t >= p.time) return 0;
-      if (kk >= conv_depth) return load(cond + t * p.cond_step + (kk - conv_depth));
+      if (kk >= conv_depth) return load(cond + (item.frame0 + t_local) * p.cond_step + (kk - conv_depth));
       const int tap = kk / p.channels, source = t + tap * layer.dilation - layer.left_padding;
       if (source < 0 || source >= p.time) return 0;
       return load(h_item + source * h_step + (kk - tap * p.channels));
@@ -149,14 +149,17 @@ struct WnPortable {
       const int g = g0 + r % kGate;
       if (g >= p.gate_channels || kk >= depth) return 0;
       const int64_t weight_row = g + (r < kGate ? 0 : p.gate_channels);
-      if (kk >= conv_depth) return load(layer.cond_weight + weight_row * p.cond_channels + (kk - conv_depth));
+      if (kk >= conv_depth) {
+        const int64_t cond_row = item.phase * int64_t(2) * p.gate_channels + weight_row;
+        return load(layer.cond_weight + cond_row * p.cond_channels + (kk - conv_depth));
+      }
       return load(layer.conv_weight + weight_row * conv_depth + kk);
     };
     clear(acc);
     multiply(acc, depth, x, w);
 
     const int64_t rows = 2 * p.gate_channels;
-    const acc_t* add = p.gate_add + (item.layer * int64_t(p.vector_batch) + item.batch % p.vector_batch) * rows;
+    const acc_t* add = p.gate_add_of(item.layer, item.batch, item.phase);
     const acc_t* taps =
         p.tap_add ? p.tap_add + (item.layer * int64_t(p.tap_batch) + item.batch % p.tap_batch) * p.kernel_size * rows
                   : nullptr;
@@ -168,7 +171,7 @@ struct WnPortable {
       const acc_t constant = arch::load_global<acc_t>(add + channel);
 #pragma unroll
       for (int i = 0; i < kSteps; ++i) {
-        const int t = item.t0 + step(i);
+        const int t = item.t0 + step(i) * item.stride;
         if (t >= p.time) continue;
         acc[i][j] += constant;
         if (p.cond == WnCond::kProjected) acc[i][j] += load(cond + t * p.cond_step + channel);
@@ -211,7 +214,7 @@ struct WnPortable {
         const acc_t bias = layer.res_skip_bias ? load(layer.res_skip_bias + r) : acc_t(0);
 #pragma unroll
         for (int i = 0; i < kSteps; ++i) {
-          const int t = item.t0 + step(i);
+          const int t = item.t0 + step(i) * item.stride;
           if (t >= p.time) continue;
           const acc_t kept = p.mask ? load(p.mask + item.batch * p.mask_batch + t) : acc_t(1);
           const int64_t at = int64_t(item.batch) * p.time + t;
@@ -236,10 +239,10 @@ __global__ void __launch_bounds__(256, 1) wn_portable_kernel(const WnParams<T> p
   using acc_t = accumulator_t<T>;
   using Tile = WnPortable<T, BLOCK_T>;
   Tile tile;
-  const WnSchedule<BLOCK_T> schedule(p);
-  for (int index = static_cast<int>(blockIdx.x); index < schedule.items; index += static_cast<int>(gridDim.x)) {
+  const WnSchedule<T, BLOCK_T> schedule(p);
+  for (int index = static_cast<int>(blockIdx.x); index < schedule.groups(); index += static_cast<int>(gridDim.x)) {
     const WnItem item = schedule.item(index);
-    if (threadIdx.x < 32) schedule.wait(p, item, 1);
+    if (threadIdx.x < 32) schedule.wait(item, 1);
     arch::sync_threads();
     const T* h = item.layer == 0 ? p.h : p.states[(item.layer - 1) % 2];
     const int64_t h_step = item.layer == 0 ? p.h_step : p.channels;
@@ -261,7 +264,7 @@ __global__ void __launch_bounds__(256, 1) wn_portable_kernel(const WnParams<T> p
     arch::sync_threads();  // all of the gated tile is there
     tile.outputs(p, item, h, h_batch, h_step);
     arch::sync_threads();
-    if (threadIdx.x == 0) schedule.publish(p, item);
+    if (threadIdx.x == 0) schedule.publish(item);
   }
 }
 
@@ -271,9 +274,9 @@ __global__ void __launch_bounds__(256, 1) wn_gate_backward_portable_kernel(const
   using Tile = WnPortable<T, BLOCK_T>;
   Tile tile;
   const WnParams<T>& f = p.forward;
-  const WnSchedule<BLOCK_T> schedule(f);
+  const WnSchedule<T, BLOCK_T> schedule(f);
   const int rows = f.residual_rows(0) + f.skip_channels;
-  for (int index = static_cast<int>(blockIdx.x); index < schedule.items; index += static_cast<int>(gridDim.x)) {
+  for (int index = static_cast<int>(blockIdx.x); index < schedule.groups(); index += static_cast<int>(gridDim.x)) {
     const WnItem item = schedule.item(index);
     for (int g0 = 0; g0 < f.gate_channels; g0 += Tile::kGate) {
       acc_t u[Tile::kSteps][8], grad_a[Tile::kSteps][8];
@@ -328,11 +331,11 @@ template <class T>
 void launch_wn_portable(const WnParams<T>& p, const arch::Device& device, arch::Stream stream) {
   with_portable_tile<T>(p.gate_channels, device, [&](auto block_t) {
     using Tile = WnPortable<T, block_t.value>;
-    const WnSchedule<block_t.value> schedule(p);
+    const WnSchedule<T, block_t.value> schedule(p);
     arch::Launch config{{1, 1, 1}, Tile::kThreads, Tile::shared_bytes(p.gate_channels)};
     const int resident = arch::resident_clusters(wn_portable_kernel<T, block_t.value>, config);
-    config.grid.x = static_cast<unsigned>(schedule.items < resident ? schedule.items : resident);
-    if (p.layers > 1) arch::zero_async(p.done, sizeof(uint32_t) * int64_t(p.layers) * schedule.per_layer, stream);
+    config.grid.x = static_cast<unsigned>(schedule.groups() < resident ? schedule.groups() : resident);
+    if (p.layers > 1) arch::zero_async(p.done, sizeof(uint32_t) * int64_t(p.layers) * schedule.per_layer(), stream);
     config.cooperative = p.layers > 1;
     arch::launch(wn_portable_kernel<T, block_t.value>, p, config, stream);
   });
@@ -343,9 +346,9 @@ void launch_wn_gate_backward_portable(
     const WnGateBackwardParams<T>& p, const arch::Device& device, arch::Stream stream) {
   with_portable_tile<T>(0, device, [&](auto block_t) {
     using Tile = WnPortable<T, block_t.value>;
-    const WnSchedule<block_t.value> schedule(p.forward);
+    const WnSchedule<T, block_t.value> schedule(p.forward);
     const unsigned most = 1u << 20;  // blocks; the stride covers the rest
-    const unsigned blocks = static_cast<unsigned>(schedule.items) < most ? schedule.items : most;
+    const unsigned blocks = static_cast<unsigned>(schedule.groups()) < most ? schedule.groups() : most;
     const arch::Launch config{{blocks, 1, 1}, Tile::kThreads, Tile::shared_bytes(0)};
     arch::launch(wn_gate_backward_portable_kernel<T, block_t.value>, p, config, stream);
   });

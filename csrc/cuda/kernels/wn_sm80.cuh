@@ -59,7 +59,7 @@ struct Forward {
   __device__ __forceinline__ Forward(const WnParams<T>& p, const WnItem& item)
       : p(p),
         item(item),
-        inputs(p, item.layer, item.batch, item.t0),
+        inputs(p, item),
         rows(p.residual_rows(item.layer) + p.skip_channels),
         ring(arch::shared_memory()),
         gated(ring.base + Stages::kBytes) {}
@@ -79,7 +79,7 @@ struct Forward {
   // Starts the copies of the next step, if there is one.
   __device__ __forceinline__ void copy(arch::shared_t stage) {
     if (!more) return;
-    if (copies_gate()) segment.copy_x(stage, p.time);
+    if (copies_gate()) segment.copy_x(stage);
     segment.copy_w(stage);
     segment.advance();
     if (segment.remaining > 0) return;
@@ -178,7 +178,7 @@ struct Forward {
         for (int i = 0; i < batch; ++i) {
 #pragma unroll
           for (int e = 0; e < 2; ++e) {
-            const int t = item.t0 + place.step(i0 + i, e);
+            const int t = inputs.time_of(place.step(i0 + i, e));
             if (t >= p.time) continue;
             if (reads) before[i][e] = Unit::load(from + t * from_step);
             scale[i][e] = masked ? factor * arch::widen(arch::load_global<T>(mask + t)) : factor;
@@ -188,7 +188,7 @@ struct Forward {
         for (int i = 0; i < batch; ++i) {
 #pragma unroll
           for (int e = 0; e < 2; ++e) {
-            const int t = item.t0 + place.step(i0 + i, e);
+            const int t = inputs.time_of(place.step(i0 + i, e));
             if (t >= p.time) continue;
             float value[kUnit] = {};
             if (reads) before[i][e].unpack(value);
@@ -209,14 +209,14 @@ struct Forward {
 template <class T, int BLOCK_T, int PASS>
 __global__ void __launch_bounds__(kThreads, 1) wn_kernel(const __grid_constant__ WnParams<T> p) {
 #if FASTFLOW_SM80
-  const WnSchedule<BLOCK_T> schedule(p);
-  for (int index = static_cast<int>(blockIdx.x); index < schedule.items; index += static_cast<int>(gridDim.x)) {
+  const WnSchedule<T, BLOCK_T> schedule(p);
+  for (int index = static_cast<int>(blockIdx.x); index < schedule.groups(); index += static_cast<int>(gridDim.x)) {
     const WnItem item = schedule.item(index);
-    if (threadIdx.x < 32) schedule.wait(p, item, 1);
+    if (threadIdx.x < 32) schedule.wait(item, 1);
     arch::sync_threads();  // also: all have left the item before
     Forward<T, BLOCK_T, PASS>(p, item).run();
     arch::sync_threads();
-    if (threadIdx.x == 0) schedule.publish(p, item);
+    if (threadIdx.x == 0) schedule.publish(item);
   }
 #endif
 }
@@ -273,19 +273,19 @@ void launch_wn_sm80(const WnParams<T>& p, const arch::Device& device, arch::Stre
     sm80::TileChoice choice(device, p.layers);
     each_tile([&](auto block_t) {
       const int bytes = sm80::Forward<T, block_t.value, pass.value>::shared_bytes(p.gate_channels);
-      if (bytes <= device.shared_per_block) choice.consider(block_t.value, WnSchedule<block_t.value>(p).items);
+      if (bytes <= device.shared_per_block) choice.consider(block_t.value, WnSchedule<T, block_t.value>(p).groups());
     });
     // more gate channels than fit into shared memory with 32 steps
     if (choice.best() == 0) return launch_wn_portable(p, device, stream);
     each_tile([&](auto block_t) {
       if (block_t.value != choice.best()) return;
       const auto kernel = sm80::wn_kernel<T, block_t.value, pass.value>;
-      const WnSchedule<block_t.value> schedule(p);
+      const WnSchedule<T, block_t.value> schedule(p);
       const int bytes = sm80::Forward<T, block_t.value, pass.value>::shared_bytes(p.gate_channels);
       arch::Launch how{{1, 1, 1}, sm80::kThreads, bytes};
       const int resident = arch::resident_clusters(kernel, how);
-      how.grid.x = static_cast<unsigned>(schedule.items < resident ? schedule.items : resident);
-      if (p.layers > 1) arch::zero_async(p.done, sizeof(uint32_t) * int64_t(p.layers) * schedule.per_layer, stream);
+      how.grid.x = static_cast<unsigned>(schedule.groups() < resident ? schedule.groups() : resident);
+      if (p.layers > 1) arch::zero_async(p.done, sizeof(uint32_t) * int64_t(p.layers) * schedule.per_layer(), stream);
       how.cooperative = p.layers > 1;
       arch::launch(kernel, p, how, stream);
     });

@@ -12,6 +12,7 @@
 #include <arch/platform.cuh>
 
 #include "../../params.h"
+#include "wn_schedule.cuh"
 
 namespace fastflow::sm80 {
 
@@ -260,8 +261,10 @@ struct Segment {
 
   const T* x;         // this thread's chunk in the first sweep; read only where it is inside
   const T* x_base;    // some address that may be read
-  int64_t x_step;     // elements from one time step to the next
-  int32_t source;     // the time step of x
+  int64_t x_sweep;    // elements from one sweep to the next
+  int32_t source;     // the time step of x, which is there from 0 to x_end
+  int32_t x_stride;   // steps from one row to the next
+  int32_t x_end;      //
   const T* w;         // as x
   const T* w_base;    //
   int64_t w_sweep;    // elements from one sweep to the next
@@ -273,11 +276,13 @@ struct Segment {
   static __device__ __forceinline__ int column() { return static_cast<int>(threadIdx.x) % 4 * kChunk<T>; }
   static __device__ __forceinline__ uint32_t place() { return swizzled(row(), static_cast<int>(threadIdx.x) % 4); }
 
-  // Rows `first`, first + 1, ... of base [time, step].
-  __device__ __forceinline__ void set_x(const T* base, int64_t step, int32_t first) {
+  // Rows `first`, first + stride, ... of base [end, step].
+  __device__ __forceinline__ void set_x(const T* base, int64_t step, int32_t first, int32_t stride, int32_t end) {
     x_base = base;
-    x_step = step;
-    source = first + row();
+    x_sweep = kSweep * stride * step;
+    source = first + row() * stride;
+    x_stride = stride;
+    x_end = end;
     x = base + source * step + column();
   }
   // Row `first` (this thread's) of base [rows, stride], and every sweep the row `sweep` further on.
@@ -289,14 +294,14 @@ struct Segment {
     w_left = rows - first;
   }
 
-  __device__ __forceinline__ void copy_x(arch::shared_t stage, int32_t time) const {
+  __device__ __forceinline__ void copy_x(arch::shared_t stage) const {
     const bool inside = column() < remaining;
 #pragma unroll
     for (int i = 0; i < ceil_div(BLOCK_T, kSweep); ++i) {
       if (BLOCK_T < kSweep && row() >= BLOCK_T) break;
-      const int32_t t = source + i * kSweep;
-      const bool valid = inside && t >= 0 && t < time;
-      arch::copy_async_16(stage + place() + i * kSweep * kRowBytes, valid ? x + i * kSweep * x_step : x_base, valid);
+      const int32_t t = source + i * kSweep * x_stride;
+      const bool valid = inside && t >= 0 && t < x_end;
+      arch::copy_async_16(stage + place() + i * kSweep * kRowBytes, valid ? x + i * x_sweep : x_base, valid);
     }
   }
   __device__ __forceinline__ void copy_w(arch::shared_t stage) const {
@@ -318,25 +323,27 @@ struct Segment {
 template <class T>
 struct GateInputs {
   const WnParams<T>& p;
+  const WnItem item;
   const WnLayerArrays<T>& layer;
   const T* h;         // [T, C], this batch entry's
   const T* cond;      // [T, Cc or 2G], this batch entry's, or null
   const float* add;   // [2G]
   const float* taps;  // [k, 2G] or null
   int64_t h_step;
-  int32_t t0;
 
-  __device__ __forceinline__ GateInputs(const WnParams<T>& p, int32_t index, int32_t batch, int32_t t0)
-      : p(p), layer(p.layer[index]), t0(t0) {
+  __device__ __forceinline__ GateInputs(const WnParams<T>& p, const WnItem& item)
+      : p(p), item(item), layer(p.layer[item.layer]), add(p.gate_add_of(item.layer, item.batch, item.phase)) {
+    const int32_t index = item.layer, batch = item.batch;
     const bool first = index == 0;
     h = first ? p.h + batch * p.h_batch : p.states[(index - 1) % 2] + int64_t(batch) * p.time * p.channels;
     h_step = first ? p.h_step : p.channels;
     cond = layer.cond ? layer.cond + batch * p.cond_batch : nullptr;
-    const int64_t rows = 2 * p.gate_channels;
-    add = p.gate_add + (index * int64_t(p.vector_batch) + batch % p.vector_batch) * rows;
-    taps =
-        p.tap_add ? p.tap_add + (index * int64_t(p.tap_batch) + batch % p.tap_batch) * p.kernel_size * rows : nullptr;
+    taps = p.tap_add
+               ? p.tap_add + (index * int64_t(p.tap_batch) + batch % p.tap_batch) * p.kernel_size * 2 * p.gate_channels
+               : nullptr;
   }
+  // The step that row `row` of the tile is.
+  __device__ __forceinline__ int32_t time_of(int row) const { return item.t0 + row * item.stride; }
 
   __device__ __forceinline__ bool has_cond() const { return p.cond == WnCond::kLocal; }
   __device__ __forceinline__ int segments() const { return p.kernel_size + (has_cond() ? 1 : 0); }
@@ -351,11 +358,12 @@ struct GateInputs {
     const int g = g0 + S::row() / 16 * 8 + S::row() % 8, half = S::row() / 8 % 2;
     const bool is_tap = index < p.kernel_size;
     const int64_t stride = is_tap ? int64_t(p.kernel_size) * p.channels : p.cond_channels;
-    const T* weight = is_tap ? layer.conv_weight + index * p.channels : layer.cond_weight;
+    const T* weight = layer.conv_weight + index * p.channels;
     if (is_tap) {
-      segment.set_x(h, h_step, t0 + index * layer.dilation - layer.left_padding);
+      segment.set_x(h, h_step, item.t0 + index * layer.dilation - layer.left_padding, item.stride, p.time);
     } else {
-      segment.set_x(cond, p.cond_step, t0);
+      weight = layer.cond_weight + item.phase * int64_t(2) * p.gate_channels * stride;
+      segment.set_x(cond, p.cond_step, item.frame0, 1, p.frames);
     }
     segment.set_w(weight + half * p.gate_channels * stride, stride, g, p.gate_channels, kSweep / 2);
     segment.remaining = is_tap ? p.channels : p.cond_channels;
@@ -377,7 +385,7 @@ struct GateInputs {
         for (int i = 0; i < Tile::kM; ++i) {
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
-            if (!inside(t0 + place.step(i, e / 2))) continue;
+            if (!inside(time_of(place.step(i, e / 2)))) continue;
             tile.acc[i][2 * j][e] += u[e % 2];
             tile.acc[i][2 * j + 1][e] += v[e % 2];
           }
@@ -394,7 +402,7 @@ struct GateInputs {
         for (int i = 0; i < Tile::kM; ++i) {
 #pragma unroll
           for (int e = 0; e < 2; ++e) {
-            const int t = t0 + place.step(i, e);
+            const int t = time_of(place.step(i, e));
             if (t >= p.time) continue;
             float u[2], v[2];
             Vector<T, 2>::load(cond + t * p.cond_step + g).unpack(u);

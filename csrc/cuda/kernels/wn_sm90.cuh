@@ -2,8 +2,9 @@
 //
 // One warp loads (the copy engine does the work), WGS warpgroups multiply, 64 time steps each. All matrix products are
 // [steps, rows] = [steps, K] * [rows, K]^T with both operands in shared memory, so that zero padding, the borders
-// between batch entries and the dilation's shifts are nothing but coordinates of boxes of a [B, T, C] tensor: what lies
-// outside reads as zeros. K goes by 64 elements, the 128 bytes of a swizzled row.
+// between batch entries and the dilation's shifts are nothing but coordinates of boxes of a [B, T / P, P, C] tensor:
+// what lies outside reads as zeros. A tile has one of the P phases, so that the same steps shifted by a tap are one box
+// of another phase. K goes by 64 elements, the 128 bytes of a swizzled row.
 //
 //   for each pass of GB gate channels:  d[steps, 2 GB] = conditioning's K, then taps and channels    (rows: GB of tanh,
 //                                       a[steps, GB]   = gate(d), into shared memory as T             GB of sigmoid)
@@ -18,7 +19,8 @@
 // for the layer before.
 //
 // The blocks of a cluster work on one item and share loads by multicast:
-//   by time: neighbouring tiles of steps; each block loads its share of the weights' rows for all.
+//   by time: neighbouring tiles of steps; each block loads its share of the weights' rows for all. (The conditioning's
+//            weights of a phase, where not all tiles have the same, are loaded by one block for those of that phase.)
 //   by rows: one tile of steps; each block makes some of the passes and of the output blocks, loads its share of the
 //            steps for all, and writes its gated channels into the shared memory of all.
 #pragma once
@@ -40,16 +42,16 @@ namespace fastflow {
 
 // What the copy engine needs to know of a layer's weights.
 struct WnSm90LayerMaps {
-  arch::TensorMap conv;      // [2, G, k * C]
-  arch::TensorMap cond;      // [2, G, Cc]
-  arch::TensorMap res_skip;  // [R + S, G]
+  arch::TensorMap conv;      // [1, 2, G, k * C]
+  arch::TensorMap cond;      // [P, 2, G, Cc]
+  arch::TensorMap res_skip;  // [1, 1, R + S, G]
 };
 
 template <class T>
 struct WnSm90Params {
-  arch::TensorMap h;          // [B, T, C]
-  arch::TensorMap states[2];  // [B, T, C]
-  arch::TensorMap cond;       // [B, T, Cc]
+  arch::TensorMap h;          // [B, T / P, P, C]
+  arch::TensorMap states[2];  // [B, T / P, P, C]
+  arch::TensorMap cond;       // [B, T / P, 1, Cc]
   WnSm90LayerMaps layer[WnParams<T>::kMaxLayers];
   WnParams<T> wn;
   int32_t stages;
@@ -67,8 +69,10 @@ struct WnSm90 {
   static constexpr int kRows = 2 * GB;     // of weights, per pass
   static constexpr int kCluster = CLUSTER;
   static constexpr WnSplit kSplit = SPLIT;
-  static constexpr int kItemSteps = SPLIT == WnSplit::kTime ? CLUSTER * kSteps : kSteps;
-  static constexpr int kPublishers = CLUSTER * WGS;  // of an item: each warpgroup when its part is stored
+  // Each block of a cluster by time has a tile of its own; else the cluster has one.
+  using Schedule = WnSchedule<T, kSteps, SPLIT == WnSplit::kTime ? CLUSTER : 1>;
+  // Of a tile: each warpgroup when its part is stored.
+  static constexpr int kPublishers = (SPLIT == WnSplit::kRows ? CLUSTER : 1) * WGS;
 
   // K of one stage, and the bytes of its rows.
   static constexpr int kDepth = 64, kRowBytes = 128;
@@ -90,7 +94,7 @@ struct WnSm90 {
 
   const WnSm90Params<T>& params;
   const WnParams<T>& p;
-  const WnSchedule<kItemSteps> schedule;
+  const Schedule schedule;
   const int rank;              // of this block in its cluster
   const int unit, units;       // clusters
   const int gate_depth_steps;  // stages of one pass
@@ -122,8 +126,9 @@ struct WnSm90 {
   __device__ __forceinline__ int output_blocks(int layer) const {
     return share_of(ceil_div(p.residual_rows(layer) + p.skip_channels, kRows));
   }
-  __device__ __forceinline__ int first_step(const WnItem& item) const {
-    return item.t0 + (SPLIT == WnSplit::kTime ? rank * kSteps : 0);
+  // This block's item of a group.
+  __device__ __forceinline__ WnItem item_of(int group) const {
+    return schedule.item(group, SPLIT == WnSplit::kTime ? rank : 0);
   }
 
   __device__ __forceinline__ arch::shared_t stage_x() const { return arch::shared_memory() + stage * kStageBytes; }
@@ -163,50 +168,69 @@ struct WnSm90 {
   // orders. The others must not wait for stages: nothing holds the first one back, and two phases may have passed when
   // they look.
 
-  // Loads a stage: x from steps t on (none if `x` is null), w from row `row` on. Of the gate's weights that is a row of
-  // tanh, and the second half of the stage takes the same of sigmoid.
-  __device__ __forceinline__ void load(
-      const arch::TensorMap* x, int x_column, int t, int batch, const arch::TensorMap* w, int w_column, int row,
-      bool of_gate) {
+  static constexpr uint16_t kEveryone = (1 << CLUSTER) - 1;
+
+  // Where a stage's steps and weights come from.
+  struct Steps {
+    const arch::TensorMap* map;  // null: none
+    int column, phase, frame, batch;
+  };
+  struct Weights {
+    const arch::TensorMap* map;
+    int column, row;
+    bool of_gate;  // then `row` is one of tanh, and the second half of the stage takes the same of sigmoid
+    int phase;
+    uint16_t blocks;  // by time: those for which this block loads, or waits for another that does
+  };
+
+  __device__ __forceinline__ void load(const Steps& x, const Weights& w) {
     if (threadIdx.x == 0) {
       arch::mbarrier_wait(empty(stage), phase ^ 1);
-      constexpr uint16_t everyone = (1 << CLUSTER) - 1;
       const arch::shared_t barrier = full(stage);
-      arch::mbarrier_arrive_expect(barrier, x ? kStageBytes : kWBytes);
-      if (x) {
+      arch::mbarrier_arrive_expect(barrier, x.map ? kStageBytes : kWBytes);
+      if (x.map) {
         if constexpr (SPLIT == WnSplit::kRows) {
           const int first = rank * kXBox;
-          arch::tma_load_multicast(stage_x() + first * kRowBytes, x, barrier, x_column, t + first, batch, everyone);
+          arch::tma_load_multicast(
+              stage_x() + first * kRowBytes, x.map, barrier, x.column, x.phase, x.frame + first, x.batch, kEveryone);
         } else {
-          arch::tma_load(stage_x(), x, barrier, x_column, t, batch);
+          arch::tma_load(stage_x(), x.map, barrier, x.column, x.phase, x.frame, x.batch);
         }
       }
       const auto load_share = [&](int first) {
         const arch::shared_t to = stage_w() + first * kRowBytes;
-        const int from = of_gate ? row + first % GB : row + first, half = of_gate ? first / GB : 0;
+        const int row = w.of_gate ? w.row + first % GB : w.row + first, half = w.of_gate ? first / GB : 0;
         if constexpr (SPLIT == WnSplit::kTime) {
-          arch::tma_load_multicast(to, w, barrier, w_column, from, half, everyone);
+          arch::tma_load_multicast(to, w.map, barrier, w.column, row, half, w.phase, w.blocks);
         } else {
-          arch::tma_load(to, w, barrier, w_column, from, half);
+          arch::tma_load(to, w.map, barrier, w.column, row, half, w.phase);
         }
       };
-      if constexpr (SPLIT == WnSplit::kTime) {
+      if (SPLIT == WnSplit::kTime && w.blocks == kEveryone) {
         load_share(rank * kWBox);
-      } else {
+      } else if (SPLIT != WnSplit::kTime || w.blocks % (2u << rank) == 1u << rank) {  // the first of them
         for (int first = 0; first < kRows; first += kWBox) load_share(first);
       }
     }
     advance();
   }
 
+  // The blocks whose tiles have the phase of this block's.
+  __device__ __forceinline__ uint16_t blocks_of_phase(int group, int of) const {
+    if (SPLIT != WnSplit::kTime || p.phases == 1) return kEveryone;
+    uint16_t blocks = 0;
+    for (int i = 0; i < CLUSTER; ++i) blocks |= (schedule.item(group, i).phase == of) << i;
+    return blocks;
+  }
+
   __device__ __forceinline__ void load_all() {
-    for (int index = unit; index < schedule.items; index += units) {
-      const WnItem item = schedule.item(index);
+    for (int index = unit; index < schedule.groups(); index += units) {
+      const WnItem item = item_of(index);
       const WnSm90LayerMaps& maps = params.layer[item.layer];
       const WnLayerArrays<T>& layer = p.layer[item.layer];
       const arch::TensorMap* x = item.layer == 0 ? &params.h : &params.states[(item.layer - 1) % 2];
-      const int t = first_step(item);
-      if (index + units < schedule.items && threadIdx.x == 0) {
+      const uint16_t same_phase = blocks_of_phase(index, item.phase);
+      if (index + units < schedule.groups() && threadIdx.x == 0) {
         const WnSm90LayerMaps& next = params.layer[schedule.item(index + units).layer];
         arch::tma_prefetch_map(&next.conv);
         arch::tma_prefetch_map(&next.res_skip);
@@ -217,25 +241,27 @@ struct WnSm90 {
         const int row = number_of(i) * GB;
         if (p.cond == WnCond::kLocal) {
           for (int c = 0; c < p.cond_channels; c += kDepth) {
-            load(&params.cond, c, t, item.batch, &maps.cond, c, row, true);
+            load({&params.cond, c, 0, item.frame0, item.batch}, {&maps.cond, c, row, true, item.phase, same_phase});
           }
         }
         if (i == 0) {
-          schedule.wait(p, item, kPublishers);
+          schedule.wait(item, kPublishers);
           arch::fence_proxy_async();  // the copy engine reads what other blocks stored by ordinary means
         }
         for (int tap = 0; tap < p.kernel_size; ++tap) {
-          const int source = t + tap * layer.dilation - layer.left_padding;
+          const auto from = schedule.source(item, tap * layer.dilation - layer.left_padding);
           // Where C is no multiple of 64, the weights' columns run into the next tap's: zeros of x meet them.
           for (int c = 0; c < p.channels; c += kDepth) {
-            load(x, c, source, item.batch, &maps.conv, tap * p.channels + c, row, true);
+            load(
+                {x, c, from.phase, from.frame0, item.batch},
+                {&maps.conv, tap * p.channels + c, row, true, 0, kEveryone});
           }
         }
       }
       const int blocks = output_blocks(item.layer);
       for (int i = 0; i < blocks; ++i) {
         for (int g = 0; g < p.gate_channels; g += kDepth) {
-          load(nullptr, 0, 0, 0, &maps.res_skip, g, number_of(i) * kRows, false);
+          load({}, {&maps.res_skip, g, number_of(i) * kRows, false, 0, kEveryone});
         }
       }
     }
@@ -300,8 +326,7 @@ struct WnSm90 {
 
   // What every step's gate gets beside the products, for this thread's channels; loaded before them, added after.
   __device__ __forceinline__ void load_gate_add(Pair (&add)[GB / 4], const WnItem& item, int channel0) const {
-    const int64_t rows = 2 * p.gate_channels;
-    const float* from = p.gate_add + (item.layer * int64_t(p.vector_batch) + item.batch % p.vector_batch) * rows;
+    const float* from = p.gate_add_of(item.layer, item.batch, item.phase);
 #pragma unroll
     for (int j = 0; j < GB / 4; ++j) {
       const int channel = channel0 + j % (GB / 8) * 8 + column();
@@ -327,8 +352,9 @@ struct WnSm90 {
     if (p.cond == WnCond::kProjected) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        if (t + 8 * r >= p.time) continue;
-        const T* cond = layer.cond + item.batch * p.cond_batch + (t + 8 * r) * p.cond_step;
+        const int step = t + 8 * r * item.stride;
+        if (step >= p.time) continue;
+        const T* cond = layer.cond + item.batch * p.cond_batch + step * p.cond_step;
 #pragma unroll
         for (int j = 0; j < GB / 4; ++j) {
           const int channel = channel0 + j % (GB / 8) * 8 + column();
@@ -347,7 +373,8 @@ struct WnSm90 {
       for (int tap = 0; tap < p.kernel_size; ++tap, taps += rows) {
         const int source = t + tap * layer.dilation - layer.left_padding;
         const float first = source >= 0 && source < p.time ? 1.0f : 0.0f;
-        const float second = source + 8 >= 0 && source + 8 < p.time ? 1.0f : 0.0f;
+        const int source8 = source + 8 * item.stride;
+        const float second = source8 >= 0 && source8 < p.time ? 1.0f : 0.0f;
 #pragma unroll
         for (int j = 0; j < GB / 4; ++j) {
           const int channel = channel0 + j % (GB / 8) * 8 + column();
@@ -436,7 +463,7 @@ struct WnSm90 {
     const bool accumulate = item.layer > 0 || p.skip_accumulate;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int step = t + 8 * r;
+      const int step = t + 8 * r * item.stride;
       const T* h = item.layer == 0
                        ? p.h + item.batch * p.h_batch + step * p.h_step
                        : p.states[(item.layer - 1) % 2] + (int64_t(item.batch) * p.time + step) * p.channels;
@@ -474,7 +501,7 @@ struct WnSm90 {
     const bool last = item.layer + 1 == p.layers;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int step = t + 8 * r;
+      const int step = t + 8 * r * item.stride;
       const bool inside = step < p.time;
       float mask = 1;
       if (p.mask && inside) mask = arch::to_float(arch::load_global<T>(p.mask + item.batch * p.mask_batch + step));
@@ -503,9 +530,9 @@ struct WnSm90 {
 
   __device__ __forceinline__ void consume_all() {
     uint32_t gated_phase = 0;
-    for (int index = unit; index < schedule.items; index += units) {
-      const WnItem item = schedule.item(index);
-      const int t = first_step(item) + row();
+    for (int index = unit; index < schedule.groups(); index += units) {
+      const WnItem item = item_of(index);
+      const int t = item.t0 + row() * item.stride;
 
       for (int i = 0; i < passes; ++i) {
         float d[GB];
@@ -543,7 +570,7 @@ struct WnSm90 {
 
       arch::fence_proxy_async();  // the next layer's loads are the copy engine's
       sync_warpgroup();
-      if (threadIdx.x % 128 == 0) schedule.publish(p, item);
+      if (threadIdx.x % 128 == 0) schedule.publish(item);
     }
   }
 

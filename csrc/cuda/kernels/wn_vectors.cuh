@@ -25,18 +25,21 @@ template <class T>
 __global__ void __launch_bounds__(256) wn_vectors_kernel(const WnParams<T> p) {
   using acc_t = accumulator_t<T>;
   const int rows = 2 * p.gate_channels;
-  const int64_t adds = static_cast<int64_t>(p.layers) * p.vector_batch * rows;
+  const int64_t adds = static_cast<int64_t>(p.layers) * p.vector_batch * p.phases * rows;
   const int64_t taps = p.tap_add ? static_cast<int64_t>(p.layers) * p.tap_batch * p.kernel_size * rows : 0;
   const int64_t warps = static_cast<int64_t>(gridDim.x) * (blockDim.x / 32);
   const bool first_lane = threadIdx.x % 32 == 0;
   for (int64_t i = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / 32; i < adds + taps; i += warps) {
-    if (i < adds) {  // gate_add [layers, vector_batch, 2G]
-      const int row = static_cast<int>(i % rows);
-      const int64_t b = i / rows % p.vector_batch;
-      const WnLayerArrays<T>& layer = p.layer[i / rows / p.vector_batch];
+    if (i < adds) {  // gate_add [layers, vector_batch, P, 2G]
+      const int row = static_cast<int>(i % rows), phase = static_cast<int>(i / rows % p.phases);
+      const int64_t b = i / rows / p.phases % p.vector_batch;
+      const WnLayerArrays<T>& layer = p.layer[i / rows / p.phases / p.vector_batch];
       acc_t sum = 0;
       if (layer.conv_bias) sum += arch::widen(arch::load_global<T>(layer.conv_bias + row));
-      if (layer.cond_bias) sum += arch::widen(arch::load_global<T>(layer.cond_bias + row));
+      if (layer.cond_bias) {
+        const int from = (layer.cond_bias_by_phase ? phase * rows : 0) + row;
+        sum += arch::widen(arch::load_global<T>(layer.cond_bias + from));
+      }
       if (p.cond == WnCond::kGlobal) {
         const T* weight = layer.cond_weight + static_cast<int64_t>(row) * p.cond_channels;
         sum += wn_warp_dot(weight, layer.cond + b * p.cond_batch, p.cond_channels);
@@ -61,7 +64,8 @@ template <class T>
 void launch_wn_vectors(const WnParams<T>& p, arch::Stream stream) {
   constexpr int threads = 256, per_block = threads / 32;
   const int64_t taps = p.tap_add ? int64_t(p.tap_batch) * p.kernel_size : 0;
-  const int64_t elements = int64_t(p.layers) * (p.vector_batch + taps) * 2 * p.gate_channels;
+  const int64_t adds = int64_t(p.vector_batch) * p.phases;
+  const int64_t elements = int64_t(p.layers) * (adds + taps) * 2 * p.gate_channels;
   const int64_t blocks = (elements + per_block - 1) / per_block;
   constexpr int64_t max_blocks = 4096;  // several waves of any GPU; the stride covers the rest
   if (blocks == 0) return;

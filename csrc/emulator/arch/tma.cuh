@@ -11,19 +11,20 @@ struct alignas(64) TensorMap {
 
 template <class T>
 TensorMap make_tensor_map(
-    const void* base, const uint64_t (&dims)[3], const uint64_t (&strides)[2], const uint32_t (&box)[3]) {
+    const void* base, const uint64_t (&dims)[4], const uint64_t (&strides)[3], const uint32_t (&box)[4]) {
   static_assert(std::is_same_v<T, half> || std::is_same_v<T, bfloat16>);
   return {emulator::make_tensor_map(base, sizeof(T), dims, strides, box)};
 }
 
 inline void tma_load(
-    shared_t dst, const TensorMap* map, shared_t barrier, int c0, int c1, int c2, Location at = Location::current()) {
-  emulator::tma_load(dst, map->model, barrier, c0, c1, c2, 0, false, at);
+    shared_t dst, const TensorMap* map, shared_t barrier, int c0, int c1, int c2, int c3,
+    Location at = Location::current()) {
+  emulator::tma_load(dst, map->model, barrier, {c0, c1, c2, c3}, 0, false, at);
 }
 inline void tma_load_multicast(
-    shared_t dst, const TensorMap* map, shared_t barrier, int c0, int c1, int c2, uint16_t blocks,
+    shared_t dst, const TensorMap* map, shared_t barrier, int c0, int c1, int c2, int c3, uint16_t blocks,
     Location at = Location::current()) {
-  emulator::tma_load(dst, map->model, barrier, c0, c1, c2, blocks, true, at);
+  emulator::tma_load(dst, map->model, barrier, {c0, c1, c2, c3}, blocks, true, at);
 }
 inline void tma_prefetch_map(const TensorMap*) {}
 inline void fence_proxy_async(Location at = Location::current()) { emulator::fence_proxy_async(at); }
