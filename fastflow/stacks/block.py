@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastflow.nn.packing import Packed
 from fastflow.ops import registry
+from fastflow.ops.checks import no_autocast
 
 Randn = Callable[..., Tensor]
 """`randn(*shape)`: normal values in the dtype and on the device of the block, the same in every run."""
@@ -163,7 +164,7 @@ def disagreement(module: nn.Module, block: type[Block]) -> str | None:
     try:
         for part, _ in modes:
             part.training = False
-        with torch.no_grad():
+        with torch.no_grad(), no_autocast(reference.device):
             examples = block.example(module, randn)
             try:
                 expected = [_tensors(block.results(module, example)) for example in examples]

@@ -40,3 +40,17 @@ def test_the_order_of_the_gate_is_noticed() -> None:
     for layer in model.residual_layers:
         layer.__class__ = TanhFirst
     assert "computes something else" in accelerate(model).left[0].reason
+
+
+def test_under_autocast_it_is_found_too_and_has_the_originals_dtype_and_error() -> None:
+    torch.manual_seed(0)
+    model = randomise(DiffWave()).eval()
+    inputs = torch.randn(2, 40), torch.randn(2, 6), torch.randn(2, 5, 40)
+    with torch.no_grad():
+        expected = model(*inputs)
+        with torch.autocast("cpu", torch.bfloat16):
+            original = model(*inputs)
+            accelerate(model, strict=True)
+            ours = model(*inputs)
+    assert ours.dtype == original.dtype
+    assert (ours - expected).norm() <= 2 * (original - expected).norm()
