@@ -54,3 +54,12 @@ def test_under_autocast_it_is_found_too_and_has_the_originals_dtype_and_error() 
             ours = model(*inputs)
     assert ours.dtype == original.dtype
     assert (ours - expected).norm() <= 2 * (original - expected).norm()
+
+
+def test_a_few_steps_run_block_by_block() -> None:
+    torch.manual_seed(0)
+    model = randomise(WaveNet())
+    inputs = torch.randn(2, 5, 2), torch.randn(2, 8), torch.randn(2, 7, 2)
+    expected = model(*inputs)
+    accelerate(model, strict=True)
+    assert torch.equal(model(*inputs), expected)

@@ -88,3 +88,11 @@ def test_on_a_cpu_only_the_networks_are_replaced(monkeypatch: pytest.MonkeyPatch
     report = accelerate(flows(True, "hooks"), strict=True)
     assert [e.path for e in report.replaced] == [f"flows.{k}.coupling.net.res_blocks" for k in range(2)]
     assert not report.refused and {e.reason for e in report.left} == {ON_A_CPU}
+
+
+def test_a_few_steps_run_block_by_block() -> None:
+    net = randomise(Wavenet(3, 6, 2, 8, 5, NORMS["plain"]))
+    x, c = torch.randn(1, 3, 2), torch.randn(1, 5, 2)
+    expected = net(x, c)
+    accelerate(net, strict=True)
+    assert torch.equal(net(x, c), expected)
