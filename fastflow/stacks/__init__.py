@@ -1,5 +1,5 @@
 """Drop-in acceleration of other people's models: one file per stack says what is known of it."""
 
-from fastflow.stacks.walk import AccelerateError, Entry, Report, accelerate
+from fastflow.stacks.walk import AccelerateError, Entry, Report, accelerate, revert
 
-__all__ = ["AccelerateError", "Entry", "Report", "accelerate"]
+__all__ = ["AccelerateError", "Entry", "Report", "accelerate", "revert"]

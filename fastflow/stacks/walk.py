@@ -71,9 +71,10 @@ class Report:
         return [entry for entry in self.entries if entry.refused]
 
     def revert(self) -> None:
-        """Make every block the original again, bit for bit. A second call does nothing."""
+        """Make every block that was replaced the original again, bit for bit. A second call does nothing."""
         for module in self._replaced:
-            blocks.revert(module)
+            if isinstance(module, Block):
+                blocks.revert(module)
         self._replaced = []
 
     def __str__(self) -> str:
@@ -91,6 +92,13 @@ class Report:
         return "\n".join([head, *(line.rstrip() for line in lines)])
 
 
+def revert(module: nn.Module) -> None:
+    """Make every replaced block inside `module` the original again, bit for bit: for copies, which have no report."""
+    for part in list(module.modules()):
+        if isinstance(part, Block):
+            blocks.revert(part)
+
+
 def accelerate(module: nn.Module, *, strict: bool = False) -> Report:
     """Replace, in place, every block of `module` that is known, by one that computes the same with fastflow's kernels.
 
@@ -101,7 +109,8 @@ def accelerate(module: nn.Module, *, strict: bool = False) -> Report:
     DDP, `torch.compile` and deep copies go on working, gradients flow, and weight norm keeps training. A pickled
     model is the original one. In training, blocks with dropout run the original's code. Folded weights are kept
     until a parameter changes; writing through `.data` is noticed only at the next change between training and
-    evaluation. `torch.onnx.export` and `torch.jit` need the original: call `revert` first.
+    evaluation. What is inside a replaced block is read and not called: parts that are exchanged there afterwards, or
+    get hooks, need another call, after `revert`. So do `torch.onnx.export` and `torch.jit`, which need the original.
 
     Args:
         module: any model.

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import fastflow
-from fastflow.stacks import AccelerateError, accelerate
+from fastflow.stacks import AccelerateError, accelerate, revert
 from fastflow.stacks.block import Block
 from tests.stacks.checks import close, masked, randomise, run
 from tests.stacks.vits_twin import NORMS, WN, ResidualCouplingBlock
@@ -174,6 +174,8 @@ def test_deep_copy_is_replaced_too_and_apart(norm: str) -> None:
         for p in model.parameters():
             p.zero_()
         assert torch.equal(copied(X, MASK), expected) and not torch.equal(model(X, MASK), expected)
+    revert(copied)
+    assert not any(isinstance(part, Block) for part in copied.modules()) and isinstance(model.flows[0].enc, Block)
 
 
 @pytest.mark.parametrize("norm", NORMS)
