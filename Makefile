@@ -1,4 +1,4 @@
-# Every habit is one word: make demo, test, oldest, gpu, bench, report, lint, build, wheel, clean.
+# Every habit is one word: make demo, test, stacks, oldest, gpu, bench, report, lint, build, wheel, clean.
 #   PYTHON   the Python that makes the virtual environment
 #   VENV     where it goes
 #   TORCH    which PyTorch it gets, in pip's spelling
@@ -11,15 +11,20 @@ TORCH ?= torch==2.13.0
 
 BIN := $(VENV)/bin
 OLDEST := $(VENV)/oldest
+STACKS := $(VENV)/stacks
 SOURCES := $(shell find csrc -type f)
 
-.PHONY: demo test oldest gpu bench report lint build wheel clean
+.PHONY: demo test stacks oldest gpu bench report lint build wheel clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python scripts/demo.py $(if $(IN),--in "$(IN)")
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+# What accelerate() does to the models of the packages themselves.
+stacks: $(VENV)/.ready $(STACKS)/.ready
+	PYTHONPATH=$(STACKS) $(BIN)/python -m pytest -m packages tests/stacks
 
 # The libraries as they were built, in the oldest PyTorch that they are for.
 oldest: $(VENV)/.ready $(OLDEST)/.ready
@@ -83,6 +88,12 @@ $(VENV)/.bench: $(VENV)/.ready
 $(OLDEST)/.ready: $(VENV)/.torch
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/pip install --quiet "torch==2.10.0" numpy "pytest>=8" "setuptools>=77"
+	touch $@
+
+# A folder beside the environment and not a second one: these packages run on the PyTorch that is there.
+$(STACKS)/.ready: $(VENV)/.torch tests/stacks/packages.txt
+	rm -rf $(STACKS)
+	$(BIN)/pip install --quiet --no-deps --target $(STACKS) --requirement tests/stacks/packages.txt
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.ready

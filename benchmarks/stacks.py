@@ -99,6 +99,8 @@ def transformers_vits(tiny: bool) -> Case:
         "posterior_encoder_num_wavenet_layers": 2,
         "spectrogram_bins": 9,
         "upsample_initial_channel": 32,
+        "resblock_kernel_sizes": [3],
+        "resblock_dilation_sizes": [[1]],
     }
     model = VitsModel(VitsConfig(**(sizes if tiny else {}))).eval()
     fixed_durations(model.duration_predictor, FIVE)
@@ -149,6 +151,8 @@ def coqui_vits_model(tiny: bool, speaker: int = 0) -> nn.Module:
         "out_channels": 9,
         "spec_segment_size": 4,
         "upsample_initial_channel_decoder": 32,
+        "resblock_kernel_sizes_decoder": [3],
+        "resblock_dilation_sizes_decoder": [[1, 3, 5]],
     }
     more: dict[str, Any] = {"use_d_vector_file": True, "d_vector_dim": speaker} if speaker else {}
     arguments = VitsArgs(num_chars=40, init_discriminator=False, **(sizes if tiny else {}), **more)
@@ -225,7 +229,10 @@ def espnet_vits(tiny: bool) -> Case:
         "hidden_channels": 16,
         "segment_size": 4,
         "text_encoder_blocks": 1,
-        "decoder_channels": 32,
+        "decoder_channels": 16,
+        "decoder_resblock_kernel_sizes": [3],
+        "decoder_resblock_dilations": [[1]],
+        "flow_flows": 2,
         "posterior_encoder_layers": 2,
         "flow_layers": 2,
     }
