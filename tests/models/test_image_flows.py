@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -342,3 +343,13 @@ def test_errors_say_what_was_expected(call: Callable[[ImageFlow], Any], error: t
     assert isinstance(model, ImageFlow)
     with pytest.raises(error, match=message):
         call(model)
+
+
+def test_the_documents_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "glow.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    (example,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    exec(compile(example, "glow.md", "exec"), names)
+    torch.testing.assert_close(names["same"], names["x"], rtol=0, atol=1e-5)
+    assert names["samples"].shape == (4, 3, 16, 16)
