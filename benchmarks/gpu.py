@@ -37,7 +37,7 @@ from fastflow.bench import cases, models, rows
 from fastflow.bench.cases import CASES, Case, Maker, toy_cases
 from fastflow.bench.check import DTYPES, converted, name_of, no_tf32, wider
 from fastflow.bench.models import SIGMA, on_backend
-from fastflow.bench.published import PublishedHiFiGAN, PublishedWaveGlow, PublishedWN
+from fastflow.bench.published import PublishedWaveGlow, PublishedWN, hifi_gan
 from fastflow.bench.rows import Row
 from fastflow.bench.timing import Clock, Own, Run, judge, rates
 from fastflow.models import GraphedInfer, WaveGlow
@@ -208,6 +208,19 @@ def bench_op(bench: Bench, case: Case, dtype: torch.dtype, samples: int = 0) -> 
     bench.report(row, runs, expected, plain, case)
 
 
+def tuned(run: Run) -> Run:
+    """Return `run` with cuDNN trying its algorithms for each size first."""
+
+    def run_tuned(i: int) -> Any:
+        torch.backends.cudnn.benchmark = True
+        try:
+            return run(i)
+        finally:
+            torch.backends.cudnn.benchmark = False
+
+    return run_tuned
+
+
 def compiled(module: Callable[..., Any], mode: str | None) -> Callable[..., Any]:
     """Compile, and hand out copies: graphs of Inductor's own reuse their outputs."""
     function = torch.compile(module, mode=mode, dynamic=False)
@@ -283,16 +296,29 @@ def bench_infer(bench: Bench, frames: int, batch: int, dtype: torch.dtype, tiny:
     runs: dict[str, Run] = {}
     own: dict[str, Own] = {}
     with torch.no_grad():
-        if bench.wants("eager"):
-            runs["eager"] = work.eager
-            if dtype == torch.bfloat16:  # float16 is what published figures are of
-                half = PublishedWaveGlow(copy.deepcopy(work.model).half()).to(bench.device)
-                halves = converted(sets, torch.float16)
-                runs["eager float16"] = lambda i: half(*halves[i], SIGMA)
-                gan = PublishedHiFiGAN(work.model.n_mel_channels, 16 if tiny else 512).to(bench.device).half()
-                wide = copy.deepcopy(gan).float()(halves[0][0].float())
-                runs[HIFI_GAN] = lambda i: gan(halves[i][0])
-                own[HIFI_GAN] = Own(wide, gan(halves[0][0]), gan.flops(batch, frames))
+        eager: dict[str, tuple[Callable[..., Tensor], list[tuple[Tensor, ...]]]] = {}
+        eager["eager"] = lambda mel, z: work.published(mel, z, SIGMA), sets
+        if dtype == torch.bfloat16:  # float16 is what published figures are of
+            half = PublishedWaveGlow(copy.deepcopy(work.model).half()).to(bench.device)
+            halves = converted(sets, torch.float16)
+            gan = hifi_gan(work.model.n_mel_channels, tiny).to(bench.device).half()
+            wide = copy.deepcopy(gan).float()(halves[0][0].float())
+            eager["eager float16"] = lambda mel, z: half(mel, z, SIGMA), halves
+            eager[HIFI_GAN] = lambda mel, z: gan(mel), halves
+            for name in (HIFI_GAN, f"{HIFI_GAN} graph"):
+                own[name] = Own(wide, gan(halves[0][0]), gan.flops(batch, frames))
+        for name, (call, given) in eager.items():
+            if bench.wants("eager"):
+                runs[name] = lambda i, call=call, given=given: call(*given[i])
+            if bench.wants("graph"):
+                runs[f"{name} graph"] = bench.graph(call, given)
+        if bench.wants("tuned"):
+            runs["eager tuned"] = tuned(work.eager)
+            last = copy.deepcopy(work.published)
+            for parameter in last.parameters():
+                parameter.data = models.laid_out(parameter.data)
+            turned = models.laid_out(sets)
+            runs["eager tuned, channels last"] = tuned(lambda i: last(*turned[i], SIGMA))
         for variant, mode in (("compile", None), ("compile max-autotune", "max-autotune")):
             if bench.wants(variant):
                 function = compiled(work.published, mode)
@@ -308,9 +334,10 @@ def bench_infer(bench: Bench, frames: int, batch: int, dtype: torch.dtype, tiny:
         bench.report(row, runs, *work.results(), work.case, own)
 
 
-# "ours" is every backend by itself, under its own name; "graph" everything else as a CUDA graph too.
+# "ours" is every backend by itself, under its own name; "graph" everything else as a CUDA graph too; "tuned" is eager
+# with cuDNN's autotuning, in both memory layouts.
 PARTS = ("device", "ops", "blocks", "infer")
-VARIANTS = ("eager", "compile", "compile max-autotune", "ours", "graph")
+VARIANTS = ("eager", "tuned", "compile", "compile max-autotune", "ours", "graph")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

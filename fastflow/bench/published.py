@@ -141,16 +141,16 @@ class _ResBlock(nn.Module):
 class PublishedHiFiGAN(nn.Module):
     """HiFi-GAN's generator, V1 (`config_v1.json`: 13.9 million weights), weight norm removed, random weights."""
 
-    RATES, KERNELS, DILATIONS = (8, 8, 2, 2), (3, 7, 11), (1, 3, 5)
+    RATES, DILATIONS = (8, 8, 2, 2), (1, 3, 5)
 
-    def __init__(self, n_mel: int = 80, channels: int = 512) -> None:
+    def __init__(self, n_mel: int = 80, channels: int = 512, kernels: Sequence[int] = (3, 7, 11)) -> None:
         super().__init__()
         self.before = nn.Conv1d(n_mel, channels, 7, padding=3)
         self.ups, self.blocks = nn.ModuleList(), nn.ModuleList()
         for rate in self.RATES:
             self.ups.append(nn.ConvTranspose1d(channels, channels // 2, 2 * rate, rate, padding=rate // 2))
             channels //= 2
-            self.blocks.append(nn.ModuleList(_ResBlock(channels, k, self.DILATIONS) for k in self.KERNELS))
+            self.blocks.append(nn.ModuleList(_ResBlock(channels, k, self.DILATIONS) for k in kernels))
         self.after = nn.Conv1d(channels, 1, 7, padding=3)
         generator = torch.Generator().manual_seed(0)
         for conv in self.modules():
@@ -186,3 +186,7 @@ class PublishedHiFiGAN(nn.Module):
             yield steps * self.after.weight.numel()
 
         return 2.0 * batch * sum(products())
+
+
+def hifi_gan(n_mel: int, tiny: bool) -> PublishedHiFiGAN:
+    return PublishedHiFiGAN(n_mel, 16, (3,)) if tiny else PublishedHiFiGAN(n_mel)

@@ -54,7 +54,7 @@ def test_what_else_is_timed_is_right() -> None:
     plain = problem.published()(*problem.inputs)
     laid_out = cpu.variant_run(problem, cpu.CHANNELS_LAST, torch.float32, 1)
     torch.testing.assert_close(laid_out(), plain)
-    own, run = cpu.hifi_gan(problem, torch.float32, True)
+    own, run = cpu.yardstick(problem, torch.float32, True)
     torch.testing.assert_close(run(), own.expected.float())
     assert run().numel() == 2 * 256 and own.flops > 0
 
