@@ -19,7 +19,6 @@ from typing import Any
 import torch
 
 from fastflow._version import __version__
-from fastflow.ops import tuning
 
 SAMPLING_RATE = 22_050  # of all models in the registry
 
@@ -138,6 +137,8 @@ def machine(device: torch.device) -> str:
     if device.type == "cpu":
         text = f"cpu {processor()} {torch.backends.cpu.get_cpu_capability()}"
         return "-".join(re.findall(r"[a-z0-9]+", text.lower()))
+    from fastflow.ops import tuning  # it needs Triton, which CPU builds of PyTorch do without
+
     return tuning.target_of(device).model
 
 

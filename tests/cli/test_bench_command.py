@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,6 +63,16 @@ def test_what_is_wrong_gets_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     (line,) = [line for line in result.stdout.splitlines() if "`gate`" in line and "| cpu |" in line]
     assert line.replace(" ", "").endswith("|cpu|output0isoutofbounds|||||||")
     assert "out of bounds: gate on cpu" in result.stderr
+
+
+def test_it_needs_no_more_than_the_package_does() -> None:
+    """Neither Triton nor plots nor peers."""
+    hidden = ["triton", "matplotlib", "onnx", "onnxruntime", "openvino", "pytest", "benchmarks"]
+    code = f"import sys; sys.modules.update(dict.fromkeys({hidden})); "
+    code += "from fastflow.cli.bench import bench; bench.main(sys.argv[1:])"
+    command = [sys.executable, "-c", code, "--tiny", "--rounds", "1", "--threads", "1"]
+    done = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "| `actnorm` |" in done.stdout, done.stderr
 
 
 def test_cases_that_there_is_no_time_for_are_named() -> None:
