@@ -11,7 +11,7 @@ from fastflow.nn.wn import Weights
 from fastflow.stacks import convs
 from fastflow.stacks.block import Block, Randn
 from fastflow.stacks.gated import as_cond
-from fastflow.stacks.layers import LayerList, sum_of_skips, swapped
+from fastflow.stacks.layers import LayerList, swapped
 
 
 class Layers(LayerList):
@@ -58,8 +58,7 @@ class Layers(LayerList):
 
     def all_layers(self, x: Tensor, diffusion_step: Tensor, conditioner: Tensor | None = None) -> tuple[None, Tensor]:
         if not self._worth_it(x):
-            arguments = {"x": x, "diffusion_step": diffusion_step, "conditioner": conditioner}
-            return None, sum_of_skips(self._layers(), arguments)
+            return self._one_by_one(x=x, diffusion_step=diffusion_step, conditioner=conditioner)
         skips = self._stack(
             x,
             as_cond(conditioner, x),

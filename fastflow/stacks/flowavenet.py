@@ -15,7 +15,7 @@ from fastflow.stacks import convs
 from fastflow.stacks.block import Block, Randn, on_cpu
 from fastflow.stacks.couplings import ON_A_CPU
 from fastflow.stacks.gated import arguments, as_cond
-from fastflow.stacks.layers import LayerList, sum_of_skips
+from fastflow.stacks.layers import LayerList
 
 _PAIRS = (("filter_conv", "gate_conv"), ("res_conv", "skip_conv"), ("filter_conv_c", "gate_conv_c"))
 
@@ -67,7 +67,7 @@ class Layers(LayerList):
 
     def all_layers(self, tensor: Tensor, c: Tensor | None = None) -> tuple[None, Tensor]:
         if not self._worth_it(tensor):
-            return None, sum_of_skips(self._layers(), {"tensor": tensor, "c": c})
+            return self._one_by_one(tensor=tensor, c=c)
         options: dict[str, Any] = {"causal": self._is_causal(self[0]), "res_scale": math.sqrt(0.5)}
         return None, self._stack(tensor, as_cond(c, tensor), dilations=self._dilations(), last_residual=True, **options)
 

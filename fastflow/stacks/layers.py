@@ -20,7 +20,8 @@ class LayerList(GatedBlock):
     None, for the last residual that nobody reads, and the sum of all skips. Everything else about the list stays: its
     length, by which models scale the sum, its items, and their names.
 
-    In training with dropout, or with hooks on a block, the list iterates over its blocks, as it was.
+    In training with dropout, or with hooks on a block, the list iterates over its blocks, as it was. Where a call is
+    not worth it, the callable runs them one by one.
 
     A subclass says in `_knows_layer`, `_layer_convolutions` and `_layer_objection` what a block is, and `all_layers`
     has its arguments.
@@ -76,6 +77,10 @@ class LayerList(GatedBlock):
     def all_layers(self, *arguments: Any) -> tuple[None, Tensor]:
         """Run all blocks: what iteration gives."""
         raise NotImplementedError
+
+    def _one_by_one(self, **arguments: Any) -> tuple[None, Tensor]:
+        """Return the same as `all_layers` by way of the original's blocks."""
+        return None, sum_of_skips(self._layers(), arguments)
 
     def _layers(self) -> list[Any]:
         return list(self._modules.values())

@@ -12,7 +12,7 @@ from fastflow.nn.wn import Weights
 from fastflow.stacks import convs
 from fastflow.stacks.block import Block, Randn
 from fastflow.stacks.gated import as_cond
-from fastflow.stacks.layers import LayerList, sum_of_skips
+from fastflow.stacks.layers import LayerList
 
 
 class _Layers(LayerList):
@@ -81,6 +81,8 @@ class Layers(_Layers):
         return float(layer.dropout)
 
     def all_layers(self, x: Tensor, c: Tensor | None) -> tuple[None, Tensor]:
+        if not self._worth_it(x):
+            return self._one_by_one(x=x, c=c)
         return self._skips(x, c, self.res_scale, self._is_causal(self[0]))
 
 
@@ -117,8 +119,8 @@ class ESPnetLayers(_Layers):
     def all_layers(
         self, x: Tensor, x_mask: Tensor | None = None, c: Tensor | None = None, g: Tensor | None = None
     ) -> tuple[None, Tensor]:
-        if x_mask is not None or g is not None:  # nothing published calls the bare list so
-            return None, sum_of_skips(self._layers(), {"x": x, "x_mask": x_mask, "c": c, "g": g})
+        if x_mask is not None or g is not None or not self._worth_it(x):  # nothing published gives a mask or g here
+            return self._one_by_one(x=x, x_mask=x_mask, c=c, g=g)
         return self._skips(x, c, math.sqrt(0.5))
 
 

@@ -105,12 +105,13 @@ def accelerate(module: nn.Module, *, strict: bool = False) -> Report:
     Known blocks are recognised by the names of their classes, arguments and parts; their packages are not imported.
     Before a block is replaced, the replacement must give the original's results on a short example.
 
-    Parameters, buffers, hooks and their names stay the same objects: optimizers, `state_dict`, `.to()`, `.half()`,
-    DDP, `torch.compile` and deep copies go on working, gradients flow, and weight norm keeps training. A pickled
-    model is the original one. In training, blocks with dropout run the original's code. Folded weights are kept
-    until a parameter changes; writing through `.data` is noticed only at the next change between training and
-    evaluation. What is inside a replaced block is read and not called: parts that are exchanged there afterwards, or
-    get hooks, need another call, after `revert`. So do `torch.onnx.export` and `torch.jit`, which need the original.
+    Parameters, buffers, hooks and their names stay the same objects: optimizers, `state_dict`, `.to()`, `.half()`, DDP,
+    `torch.compile` and deep copies go on working, gradients flow, and weight norm keeps training. A pickled model is
+    the original one. In training, blocks with dropout run the original's code, and on a CPU all gated stacks do. Folded
+    weights are kept until a parameter changes; writing through `.data` is noticed only at the next change between
+    training and evaluation. What is inside a replaced block is read and not called: parts that are exchanged there
+    afterwards, or get hooks, need another call, after `revert`. So do `torch.onnx.export` and `torch.jit`, which need
+    the original.
 
     Args:
         module: any model.

@@ -59,7 +59,7 @@ class WN(FusedWN):
 
     def forward(self, forward_input: tuple[Tensor, Tensor]) -> Any:
         audio, spect = forward_input
-        return self._network(audio, spect)
+        return self._network(audio, spect) if self._worth_it(audio) else super().forward(forward_input)
 
 
 class EntryWN(WN):
@@ -68,7 +68,7 @@ class EntryWN(WN):
     forward_arguments = ("audio", "spect")
 
     def forward(self, audio: Tensor, spect: Tensor) -> Any:  # type: ignore[override]
-        return self._network(audio, spect)
+        return self._network(audio, spect) if self._worth_it(audio) else super(WN, self).forward(audio, spect)
 
 
 class Invertible1x1Conv(Block):

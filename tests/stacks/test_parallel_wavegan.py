@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fastflow.stacks import accelerate
-from tests.stacks.checks import close, randomise, replaced_equals_original
+from tests.stacks.checks import close, randomise, replaced_equals_original, run
 from tests.stacks.parallel_wavegan_twin import (
     CausalBlock,
     Coqui,
@@ -78,6 +78,18 @@ def _reverted(model: nn.Module) -> nn.Module:
     twin = generator("espnet" if hasattr(model.conv_layers[0], "dropout_rate") else "kan-bayashi", dropout=0.5).eval()
     twin.load_state_dict(model.state_dict())
     return twin
+
+
+@pytest.mark.parametrize("block", ["kan-bayashi", "espnet"])
+def test_training_on_a_cpu_is_the_originals(block: str) -> None:
+    model = generator(block)
+    z, c = inputs()
+    expected = run(model, lambda: model(z, c), [z, c])
+    accelerate(model, strict=True)
+    got = run(model, lambda: model(z, c), [z, c])
+    assert all(torch.equal(a, b) for a, b in zip((*got[0], *got[1]), (*expected[0], *expected[1]), strict=True))
+    with torch.no_grad():
+        assert not torch.equal(model(z, c), got[0][0])  # no step of training: fast
 
 
 def test_the_list_is_still_the_list() -> None:

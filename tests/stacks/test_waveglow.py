@@ -101,3 +101,12 @@ def test_on_a_cpu_the_1x1_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     report = accelerate(model("glow"), strict=True)
     assert [e.path for e in report.replaced] == [f"WN.{k}" for k in range(4)]
     assert not report.refused and {e.reason for e in report.left} == {ON_A_CPU}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_training_on_a_cpu_is_the_originals(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    twin, inputs = model(form), (torch.randn(2, 5, 4), torch.randn(2, 64))
+    expected = twin(inputs)[0]
+    accelerate(twin, strict=True)
+    assert torch.equal(twin(inputs)[0], expected)
