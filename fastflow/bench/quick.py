@@ -66,7 +66,7 @@ def subjects(device: torch.device, dtype: str, backends: Sequence[str], tiny: bo
         return Subject(row, Clock(device, 2), runs, work.results)
 
     made = {f"{case.op} | {case.name} | {dtype}": functools.partial(operation, case) for case in operations(tiny)}
-    return {f"infer | WaveGlow | {dtype}": waveglow} | made
+    return made | {f"infer | WaveGlow | {dtype}": waveglow}
 
 
 def run(
