@@ -303,18 +303,19 @@ class Worker:
     """A variant's process: a program that takes `--worker` and answers as `worker` does."""
 
     module = "benchmarks.cpu"
+    row_class: type[Row] = Row
 
     def __init__(self, spec: dict[str, Any]) -> None:
         threads = str(spec["threads"])
         environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         if spec["variant"].removesuffix(AGAIN).endswith(", kept"):
             environment |= KEPT
-        self.times: list[float] = []
-        self.row = Row("cpu", spec["case"], "", spec["dtype"], spec["variant"])
+        self.times: list[Any] = []  # milliseconds, or what else `worker` answers
+        self.row = self.row_class("cpu", spec["case"], "", spec["dtype"], spec["variant"])
         arguments = ["--worker", json.dumps(spec)]
         self._process = Process(self.module, arguments, folder=ROOT, environment=environment)
         try:
-            self.row = Row(**self._process.answer())
+            self.row = self.row_class(**self._process.answer())
         except Ended as error:
             self.row.refused = str(error)
 

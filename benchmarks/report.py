@@ -130,7 +130,7 @@ def measured_on(found: Sequence[Row]) -> str:
                 facts.setdefault(name, []).append(value[:10] if name == "date" else value)
     said = {name: ", ".join(sorted(set(values))) for name, values in facts.items()}
     order = ["device", "cores", "driver, clock, power", "cuda", "torch", "triton", "onnxruntime", "openvino"]
-    order += ["commit", "date", "note"]
+    order += ["clock", "commit", "date", "note"]
     return "; ".join(f"{name} {said[name]}" for name in order if name in said)
 
 
