@@ -14,6 +14,7 @@ import torch
 import fastflow
 from fastflow.cli.main import COMMANDS, main
 from fastflow.models import FloWaveNet, WaveGlow
+from tests.stacks import vits_twin
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -29,7 +30,7 @@ def test_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     tiny = WaveGlow(80, 2, 8, 4, 2, {"n_layers": 1, "n_channels": 8, "kernel_size": 3})
     torch.save({"state_dict": tiny.state_dict()}, "waveglow_256channels.pt")
     torch.save({"state_dict": FloWaveNet(1, 80, 2, 1, 1, filter_size=4).state_dict()}, "flowavenet.pth")
-    names: dict[str, object] = {}
+    names: dict[str, object] = {"tts": vits_twin.ResidualCouplingBlock(8, 8, 3, 1, 2)}
     examples = blocks("python")
     assert len(examples) >= 4
     for example in examples:

@@ -82,6 +82,13 @@ def _read_config(context: click.Context, _option: click.Parameter, text: str | N
     show_default=True,
     help="Of matrix products.",
 )
+@click.option(
+    "--backprop",
+    type=click.Choice(["autograd", "recompute", "invert"]),
+    default="autograd",
+    show_default=True,
+    help="Where a step's backward has activations from: kept, computed again from inputs, or from outputs.",
+)
 @click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes for the data.")
 @click.option("--validation", type=options.TEXT, help="Data whose loss is logged at every save.")
 @click.option("--tensorboard", type=click.Path(path_type=Path), metavar="DIR", help="Write TensorBoard's files there.")
@@ -107,6 +114,7 @@ def train(
     layers: int | None,
     channels: int | None,
     precision: str,
+    backprop: str,
     workers: int,
     validation: str | None,
     tensorboard: Path | None,
@@ -144,6 +152,7 @@ def train(
 
     import fastflow.models
     from fastflow.audio import front_end
+    from fastflow.nn.backprop import ReconstructionError
     from fastflow.train import DataError, SegmentDataset, TrainingError
     from fastflow.train import train as run
     from fastflow.train.world import World, launched
@@ -157,6 +166,7 @@ def train(
         model = made(**architecture)
     except (TypeError, ValueError, RuntimeError) as error:
         raise options.UsageError(options.describe("cannot build this model", error)) from error
+    model.backprop = backprop
     bands = model.n_mel_channels
     options.require(bands == 80, f"the model must take 80 mel bands: the front end makes 80 mel bands; got {bands}")
     mel = front_end(model)
@@ -193,7 +203,7 @@ def train(
                 resume=resume,
                 overwrite=overwrite,
             )
-        except (TrainingError, DataError) as error:
+        except (TrainingError, DataError, ReconstructionError) as error:
             raise options.Failure(str(error)) from error
         except KeyboardInterrupt:
             if writes:

@@ -61,7 +61,7 @@ def launched(device: str) -> Iterator[str]:
 
     GPUs talk by NCCL, each process with the one of its local rank, CPUs by gloo.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    if not (dist.is_available() and dist.is_torchelastic_launched()):
         yield device
         return
     kind = torch.device(device).type

@@ -39,6 +39,16 @@ def test_trains_resumes_and_loads(run: Run, data: Path, tmp_path: Path) -> None:
     assert f"{out}: 3 steps" in result.stdout
 
 
+@pytest.mark.parametrize("backprop", ["recompute", "invert"])
+def test_less_memory_gives_the_same_loss(run: Run, data: Path, tmp_path: Path, backprop: str) -> None:
+    losses = []
+    for way in ("autograd", backprop):
+        out = tmp_path / f"{way}.safetensors"
+        assert run("train", data, "-o", out, "--steps", 3, "--backprop", way, *TINY).exit_code == 0
+        losses.append(json.loads(out.with_suffix(".json").read_text())["progress"]["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
 def test_the_seed_decides_the_weights(run: Run, data: Path, tmp_path: Path) -> None:
     for name, seed in (("1a", 1), ("1b", 1), ("2", 2)):
         out = tmp_path / f"{name}.safetensors"
