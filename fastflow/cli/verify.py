@@ -252,7 +252,8 @@ def _where(model: nn.Module) -> str:
     import torch
 
     first = next(model.parameters(), torch.empty(0))
-    threads = f", {torch.get_num_threads()} threads" if first.device.type == "cpu" else ""
+    count = torch.get_num_threads()
+    threads = f", {count} thread{'s' if count > 1 else ''}" if first.device.type == "cpu" else ""
     return f"{str(first.dtype).removeprefix('torch.')} on {first.device}{threads}"
 
 

@@ -57,7 +57,8 @@ class Layers(LayerList):
         )
 
     def all_layers(self, x: Tensor, diffusion_step: Tensor, conditioner: Tensor | None = None) -> tuple[None, Tensor]:
-        if not self._worth_it(x):
+        unconditional = self[0].conditioner_projection is None
+        if not self._worth_it(x) or (conditioner is None) != unconditional:  # where the original fails, so does this
             return self._one_by_one(x=x, diffusion_step=diffusion_step, conditioner=conditioner)
         skips = self._stack(
             x,

@@ -27,7 +27,7 @@ class Layers(LayerList):
 
     @classmethod
     def _knows_layer(cls, layer: nn.Module) -> bool:
-        names = (*_PAIRS[0], *_PAIRS[1], "skip", "local_conditioning", "causal")
+        names = (*_PAIRS[0], "res_conv", "skip", "local_conditioning", "causal")
         return all(hasattr(layer, name) for name in names) and cls.takes(layer)
 
     @classmethod
@@ -66,7 +66,7 @@ class Layers(LayerList):
         return Weights(gated, gated_biases, out, out_biases, cond, cond_biases)
 
     def all_layers(self, tensor: Tensor, c: Tensor | None = None) -> tuple[None, Tensor]:
-        if not self._worth_it(tensor):
+        if not self._worth_it(tensor) or (c is None) == self[0].local_conditioning:  # where that fails, so does this
             return self._one_by_one(tensor=tensor, c=c)
         options: dict[str, Any] = {"causal": self._is_causal(self[0]), "res_scale": math.sqrt(0.5)}
         return None, self._stack(tensor, as_cond(c, tensor), dilations=self._dilations(), last_residual=True, **options)

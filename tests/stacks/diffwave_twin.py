@@ -19,7 +19,9 @@ class _Block(nn.Module):
 
     def run(self, x: Tensor, step: Tensor, conditioner: Tensor | None) -> tuple[Tensor, Tensor]:
         y = self.dilated_conv(x + self.diffusion_projection(step)[:, :, None])
-        if conditioner is not None:
+        if self.conditioner_projection is None:
+            assert conditioner is None
+        else:
             y = y + self.conditioner_projection(conditioner)
         gated, filtered = y.chunk(2, 1)
         residual, skip = self.output_projection(torch.sigmoid(gated) * torch.tanh(filtered)).chunk(2, 1)

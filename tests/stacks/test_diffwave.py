@@ -63,3 +63,11 @@ def test_a_few_steps_run_block_by_block() -> None:
     expected = model(*inputs)
     accelerate(model, strict=True)
     assert torch.equal(model(*inputs), expected)
+
+
+@pytest.mark.parametrize(("mels", "error"), [(5, TypeError), (None, AssertionError)])
+def test_with_the_wrong_conditioning_it_fails_as_before(mels: int | None, error: type[Exception]) -> None:
+    model = randomise(DiffWave(mels=mels)).eval()
+    accelerate(model, strict=True)
+    with pytest.raises(error):
+        model(torch.randn(1, 20), torch.randn(1, 6), None if mels else torch.randn(1, 5, 20))

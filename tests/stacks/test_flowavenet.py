@@ -66,6 +66,7 @@ def test_blocks_without_skips_are_left() -> None:
     net = Wavenet(3, 6, 2, 8, 5, NORMS["plain"])
     for block in net.res_blocks:
         block.skip = False
+        del block.skip_conv
     report = accelerate(net)
     assert "no skips" in report.left[0].reason
 
@@ -96,3 +97,10 @@ def test_a_few_steps_run_block_by_block() -> None:
     expected = net(x, c)
     accelerate(net, strict=True)
     assert torch.equal(net(x, c), expected)
+
+
+def test_without_its_conditioning_it_fails_as_before() -> None:
+    net = randomise(Wavenet(3, 6, 2, 8, 5, NORMS["plain"])).eval()
+    accelerate(net, strict=True)
+    with pytest.raises(TypeError):
+        net(torch.randn(1, 3, 9))
