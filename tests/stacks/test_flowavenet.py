@@ -62,6 +62,15 @@ def test_actnorm_takes_its_start_from_data_as_before() -> None:
     assert ours.initialized and torch.equal(ours.loc, plain.loc) and torch.equal(ours.scale, plain.scale)
 
 
+def test_actnorm_can_be_without_log_determinant() -> None:
+    plain = ActNorm(4)
+    plain.initialized, plain.logdet = True, False
+    x = torch.randn(2, 4, 9)
+    expected = plain(x)
+    accelerate(plain, strict=True)
+    close([plain(x)], [expected])
+
+
 def test_blocks_without_skips_are_left() -> None:
     net = Wavenet(3, 6, 2, 8, 5, NORMS["plain"])
     for block in net.res_blocks:
@@ -72,7 +81,7 @@ def test_blocks_without_skips_are_left() -> None:
 
 
 def test_hooks_on_blocks_run() -> None:
-    net = randomise(Wavenet(3, 6, 2, 8, 5, NORMS["plain"]))
+    net = randomise(Wavenet(3, 6, 2, 8, 5, NORMS["plain"])).eval()
     x, c = torch.randn(1, 3, 9), torch.randn(1, 5, 9)
     expected = net(x, c)
     accelerate(net, strict=True)
