@@ -275,11 +275,10 @@ class Equivalent(NamedTuple):
 
 
 FOLLOWED = "a barrier of the block follows; without this one ptxas spills 60 bytes in the largest tile of sm80"
-ALONE = "these runs have one tile to wait for, and the first lane, which acts on it, is the one that does"
+ALONE = "these runs have one tile to wait for, and the first lane, which acts on it, waits for it itself"
 EQUIVALENT = (
     Equivalent("portable", "wn_schedule", "arch::sync_warp()", "skip", FOLLOWED),
     Equivalent("sm80", "wn_schedule", "arch::sync_warp()", "skip", FOLLOWED),
-    Equivalent("sm90 by time", "wn_schedule", "arch::sync_warp()", "skip", ALONE),
     Equivalent("sm90 by rows", "wn_schedule", "arch::sync_warp()", "skip", ALONE),
     Equivalent(
         "sm90", "wn_sm90", "arch::shuffle(", "lane -1", "all lanes have the same value; the compiler shall know it"

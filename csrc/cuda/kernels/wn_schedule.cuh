@@ -49,6 +49,15 @@ struct WnSchedule {
     return {layer, batch, phase, frame0, batch < p.batch ? frame0 * p.phases + phase : p.time, p.phases};
   }
 
+  // Which items of a group share a phase's weights with item `rank`, a bit for each: those of its row of tiles. (There
+  // may be more, of other rows; but what `item` counts takes several divisions, and this none.)
+  __device__ __forceinline__ uint16_t same_phase(const WnItem& item, int32_t rank) const {
+    constexpr uint32_t all = (1u << GROUP) - 1;
+    if (p.phases == 1) return all;
+    const int32_t tile = item.frame0 / TILE, column = tile % GROUP, width = min_of(GROUP, tiles() - (tile - column));
+    return static_cast<uint16_t>((((1u << width) - 1) << GROUP >> (GROUP + column - rank)) & all);
+  }
+
   // Where the steps of an item are, shifted by some: again in one phase, in frames that may be outside.
   struct Source {
     int32_t phase, frame0;

@@ -215,21 +215,13 @@ struct WnSm90 {
     advance();
   }
 
-  // The blocks whose tiles have the phase of this block's.
-  __device__ __forceinline__ uint16_t blocks_of_phase(int group, int of) const {
-    if (SPLIT != WnSplit::kTime || p.phases == 1) return kEveryone;
-    uint16_t blocks = 0;
-    for (int i = 0; i < CLUSTER; ++i) blocks |= (schedule.item(group, i).phase == of) << i;
-    return blocks;
-  }
-
   __device__ __forceinline__ void load_all() {
     for (int index = unit; index < schedule.groups(); index += units) {
       const WnItem item = item_of(index);
       const WnSm90LayerMaps& maps = params.layer[item.layer];
       const WnLayerArrays<T>& layer = p.layer[item.layer];
       const arch::TensorMap* x = item.layer == 0 ? &params.h : &params.states[(item.layer - 1) % 2];
-      const uint16_t same_phase = blocks_of_phase(index, item.phase);
+      const uint16_t same_phase = SPLIT == WnSplit::kTime ? schedule.same_phase(item, rank) : kEveryone;
       if (index + units < schedule.groups() && threadIdx.x == 0) {
         const WnSm90LayerMaps& next = params.layer[schedule.item(index + units).layer];
         arch::tma_prefetch_map(&next.conv);
