@@ -33,6 +33,7 @@ WHOLE = ("cpu", "infer", "stacks")
 """The parts whose cases are compared variant by variant."""
 OTHER = "HiFi-GAN"
 """Begins the names of variants that compute something else."""
+OF_OTHERS = f"{OTHER} is another model, and no flow: a yardstick, on the same mel."
 
 
 def read_all(folder: Path) -> dict[str, list[Row]]:
@@ -57,6 +58,10 @@ def groups(found: Iterable[Row]) -> list[list[Row]]:
     return list(made.values())
 
 
+def is_other(row: Row) -> bool:
+    return row.variant.startswith(OTHER)
+
+
 # Tables
 
 
@@ -67,7 +72,7 @@ def wide(found: Sequence[Row]) -> str:
     lines = []
     for group in groups(spoken(found)):
         by_variant = {row.variant: row for row in group}
-        times = [row.median_ms for row in group if row.median_ms and not row.variant.startswith(OTHER)]
+        times = [row.median_ms for row in group if row.median_ms and not is_other(row)]
         first = group[0]
         threads = f"{first.threads} threads" if first.threads else ""
         cells = [", ".join(filter(None, [first.case, first.dtype, threads]))]
@@ -151,6 +156,8 @@ def readme_part(results: Path) -> str:
             mine = [row for row in found if row.part == part]
             if mine:
                 text += [f"`{name}`, {part} ({measured_on(mine)}):", "", wide(mine)]
+                text += filter(None, [OF_OTHERS if any(map(is_other, mine)) else "", noise_line(mine)])
+                text.append("")
         mine = [row for row in found if row.part == "memory"]
         if mine:
             text += [f"`{name}`, a training step ({measured_on(mine)}):", "", memory_table(mine)]

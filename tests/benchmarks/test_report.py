@@ -61,6 +61,7 @@ def test_the_fastest_is_bold_and_yardsticks_are_not(results: Path) -> None:
     assert AGAIN not in text and RATE not in text
     assert "`cpu-toy`, cpu (device a CPU & more; commit abc; date 2026-11-21):" in text
     assert "| 8 | eager | 360 | 720 | 100 |" in text
+    assert "HiFi-GAN is another model" in text and "timed against itself differs by at most 1.0%." in text
     readme = f"before\n{report.BEGIN}stale\n{report.END}after\n"
     once = report.generated(readme, results)
     assert once.startswith("before\n") and once.endswith("after\n") and "stale" not in once
