@@ -50,13 +50,12 @@ def side(spec: dict[str, Any]) -> None:
     count = number = 0
     for question in answers.questions():
         if question is not None:
-            del subject
-            subject = cases[question]()
-            name = list(subject.runs)[-1]  # the backend asked for, or what there is
-            run = subject.runs[name]
-            row = subject.row
-            row.variant = name
+            subject = None
+            row = Row("bench", question, "", dtype, "")
             try:
+                subject = cases[question]()
+                row, name = subject.row, list(subject.runs)[-1]  # the backend asked for, or what there is
+                row.variant, run = name, subject.runs[name]
                 worst(row, run(0), *subject.results(), DTYPES[dtype])
                 count = max(1, min(1000, round(TURN_MS / max(subject.clock.once(run, 0, 1), 1e-3))))
             except Exception as error:
@@ -165,7 +164,10 @@ def compare(revision: str, spec: dict[str, Any], *, rounds: int, say: Callable[[
             device = torch.device(spec["device"])
             for name in quick.subjects(device, spec["dtype"], (), spec["tiny"]):
                 say(name)
-                yield one_case(sides, name, rounds)
+                try:
+                    yield one_case(sides, name, rounds)
+                except Ended as error:
+                    raise CompareError(f"{name}: {error}") from error
 
 
 def one_case(sides: Sequence[Process], name: str, rounds: int) -> Comparison:
