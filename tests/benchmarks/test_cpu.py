@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import cpu
-from benchmarks.cpu import CASES, HIFI_GAN, OURS
+from benchmarks.cpu import CASES, COMPOSED, HIFI_GAN, OURS
 from fastflow.bench import rows, text
 from fastflow.bench.cases import Maker
 from fastflow.bench.check import converted, wider, worst
@@ -20,9 +20,9 @@ from fastflow.bench.timing import AGAIN, COPY, RATE
 
 def test_variants_take_turns_and_rows_are_stored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--tiny", "--rounds", "2", "--threads", "1", "--out", str(tmp_path), "--commit", "abc"]
-    variants = ["eager, kept", OURS, OURS + AGAIN]
+    variants = ["eager, kept", OURS, OURS + AGAIN, COMPOSED]
     arguments += ["--variants", *variants, "--note", "quiet"]
-    assert cpu.main([*arguments, "--case", "WaveGlow-256, 80 frames", "--dtype", "float32"]) == 0
+    assert cpu.main([*arguments, "--case", "WaveGlow-256, 400 frames", "--dtype", "float32"]) == 0
     stored = rows.read(tmp_path / rows.machine(torch.device("cpu")) / "cpu.json")
     assert [row.variant for row in stored] == [RATE, COPY, *variants]
     for row in stored:
@@ -32,7 +32,7 @@ def test_variants_take_turns_and_rows_are_stored(tmp_path: Path, capsys: pytest.
         if row.variant not in (RATE, COPY):
             assert row.error is not None and row.error <= row.bound and row.samples and row.flops and row.first_ms
     printed = capsys.readouterr().out
-    assert "| 1.00 (1.00) |" in printed and "WaveGlow-256, 80 frames, float32, 1 threads" in printed
+    assert "| 1.00 (1.00) |" in printed and "WaveGlow-256, 400 frames, float32, 1 threads" in printed
     assert "the same case timed against itself differs by at most" in printed
 
 
@@ -44,8 +44,9 @@ def test_ours_is_the_published_arithmetic(case: str, dtype: torch.dtype) -> None
         plain = problem.published()(*problem.inputs)
         wide = problem.published().to(wider(dtype))(*converted(problem.inputs, wider(dtype)))
         row = Row("cpu", case, "", "", OURS)
-        worst(row, problem.ours()(*problem.inputs), wide, plain, dtype)
-    assert not row.refused and row.error and problem.cost.flops > 0
+        for ours in [problem.ours] + ([problem.composed] if problem.composed else []):
+            worst(row, ours()(*problem.inputs), wide, plain, dtype)
+            assert not row.refused and row.error and problem.cost.flops > 0
 
 
 @torch.no_grad()
@@ -103,7 +104,8 @@ def test_what_is_not_installed_is_left_out(
         return [(row(RATE, 1.0), [1.0]), (row(OURS, 1.0), [1.0])]
 
     monkeypatch.setattr(cpu, "bench", bench)
-    arguments = ["--case", "VITS stack, 10 s", "--variants", "onnxruntime", "openvino", OURS, "--out", str(tmp_path)]
+    arguments = ["--case", "VITS stack, 10 s", "--variants", "onnxruntime", "openvino", OURS, COMPOSED]
+    arguments += ["--out", str(tmp_path)]
     assert cpu.main(arguments) == 0
-    assert taken == [["onnxruntime", OURS], [OURS]]  # ONNX Runtime has no bfloat16
+    assert taken == [["onnxruntime", OURS], [OURS]]  # ONNX Runtime has no bfloat16, a stack alone nothing to compose
     assert "openvino is left out: no_such_package cannot be imported" in capsys.readouterr().out
