@@ -325,17 +325,25 @@ def bench_infer(bench: Bench, frames: int, batch: int, dtype: torch.dtype, tiny:
                 runs[variant] = lambda i, function=function: function(*sets[i], SIGMA)
                 if mode is None and bench.wants("graph"):  # max-autotune makes its own
                     runs["compile graph"] = bench.graph(lambda *x, function=function: function(*x, SIGMA), sets)
+        work.model.compose_conditioning("off")
+        composed = copy.deepcopy(work.model)
+        composed.compose_conditioning("kept")
         for backend in bench.backends:
-            if bench.wants("ours"):
-                runs[backend] = on_backend(backend, work.ours)
-            if bench.wants("graph"):
-                runs[f"{backend} graph"] = on_backend(backend, graphed_infer(work.model, sets))
+            nets = {backend: work.model}
+            with use_backend(backend):
+                if registry.kernels_take_phases(sets[0][0]):
+                    nets[f"{backend} composed"] = composed
+            for variant, net in nets.items():
+                if bench.wants("ours"):
+                    runs[variant] = on_backend(backend, lambda i, net=net: net.infer(sets[i][0], SIGMA, z=sets[i][1]))
+                if bench.wants("graph"):
+                    runs[f"{variant} graph"] = on_backend(backend, graphed_infer(net, sets))
         row = Row("infer", work.case.name, "infer", name_of(dtype), "", samples=work.samples)
         bench.report(row, runs, *work.results(), work.case, own)
 
 
-# "ours" is every backend by itself, under its own name; "graph" everything else as a CUDA graph too; "tuned" is eager
-# with cuDNN's autotuning, in both memory layouts.
+# "ours" is every backend by itself, under its own name, and WaveGlow with composed conditioning too; "graph" everything
+# else as a CUDA graph too; "tuned" is eager with cuDNN's autotuning, in both memory layouts.
 PARTS = ("device", "ops", "blocks", "infer")
 VARIANTS = ("eager", "tuned", "compile", "compile max-autotune", "ours", "graph")
 
