@@ -106,7 +106,9 @@ class WaveNet(GatedBlock):
             res_scale=math.sqrt(0.5) if first.scale_residual else 1.0,
             skip_scale=math.sqrt(1.0 / count) if network.scale_skip_connect else 1.0,
             last_residual=True,
-        ).to(x.dtype)
+        )
+        if x_mask is not None:  # by which the original multiplies last, and so under autocast widens again
+            h = h.to(torch.promote_types(h.dtype, x_mask.dtype))
         return network.last_conv(h) if network.use_last_conv else h
 
 

@@ -35,19 +35,21 @@ def test_one_of_two_conditionings_runs_the_original() -> None:
     torch.manual_seed(0)
     module = randomise(WaveNet(8, 2, aux=4, glo=3)).eval()
     x, c = torch.randn(2, 8, 21), torch.randn(2, 4, 21)
-    expected = module(x, c=c)
-    accelerate(module, strict=True)
-    assert torch.equal(module(x, c=c), expected)
+    with torch.no_grad():
+        expected = module(x, c=c)
+        accelerate(module, strict=True)
+        assert torch.equal(module(x, c=c), expected)
 
 
 def test_dropout_in_training_is_the_originals() -> None:
     torch.manual_seed(0)
     module, x = WaveNet(8, 2, p=0.5), torch.randn(2, 8, 21)
-    torch.manual_seed(1)
-    expected = module(x)
-    accelerate(module, strict=True)
-    torch.manual_seed(1)
-    assert torch.equal(module(x), expected)
+    with torch.no_grad():
+        torch.manual_seed(1)
+        expected = module(x)
+        accelerate(module, strict=True)
+        torch.manual_seed(1)
+        assert torch.equal(module(x), expected)
 
 
 @pytest.mark.parametrize("inverse", [False, True])
@@ -56,3 +58,12 @@ def test_coupling_is_the_original(inverse: bool) -> None:
     module = randomise(ResidualAffineCouplingLayer(6, 8, 2, 3, True))
     x, g = inputs_of((2, 6, 21), (2, 3, 1))
     replaced_equals_original(module, lambda: module(x, masked(21, 13), g=g, inverse=inverse), [x, g], 2)
+
+
+@pytest.mark.parametrize("mask", [None, masked(21), masked(21).bool()], ids=["none", "float", "bool"])
+def test_autocast_gives_the_originals_dtype(mask: torch.Tensor | None) -> None:
+    module, x = randomise(WaveNet(8, 2)).eval(), torch.randn(1, 8, 21)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = module(x, mask)
+        accelerate(module, strict=True)
+        assert module(x, mask).dtype == expected.dtype

@@ -56,6 +56,7 @@ def test_dropout_in_training_is_the_originals() -> None:
     module = WN(8, 5, 1, 2, p_dropout=0.5)
     x, mask = torch.randn(1, 8, 30), torch.ones(1, 1, 30)
 
+    @torch.no_grad()
     def call() -> Tensor:
         torch.manual_seed(1)
         return module(x, mask)
@@ -63,6 +64,15 @@ def test_dropout_in_training_is_the_originals() -> None:
     expected = call()
     accelerate(module, strict=True)
     assert torch.equal(call(), expected)
+
+
+def test_autocast_gives_the_dtype_of_the_input() -> None:
+    """As the original, whose sum of skips starts from zeros like it."""
+    module, x, mask = WN(8, 5, 1, 2).eval(), torch.randn(1, 8, 30), torch.ones(1, 1, 30)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = module(x, mask)
+        accelerate(module, strict=True)
+        assert module(x, mask).dtype == expected.dtype == torch.float32
 
 
 @pytest.mark.parametrize("reverse", [False, True])
