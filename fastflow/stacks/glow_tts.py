@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastflow.ops.actnorm.api import actnorm
-from fastflow.ops.invconv1x1 import reference
 from fastflow.ops.invconv1x1.api import multiply
 from fastflow.stacks.block import Block, Randn, on_cpu
 from fastflow.stacks.couplings import ON_A_CPU, couple, formula_is_faster
@@ -65,11 +65,17 @@ class Coupling(Block):
         return torch.cat([kept, moved], 1), None if reverse else log_det
 
 
+def _stored(module: nn.Module) -> Any:
+    """Return the inverse that `store_inverse` has left in an `InvConvNear`, or None."""
+    return getattr(module, "weight_inv", None)
+
+
 class InvConvNear(Block):
     """`modules.InvConvNear`: one [n, n] matrix over groups of n channels, n / 2 from each half of the channels.
 
     With the n channels of a group beside each other, that is the same 1x1 convolution at C / n * T steps. The inverse
-    is kept between calls until the weight changes.
+    is kept between calls until the weight changes. On a CPU that is all there is to gain, and what needs no inverse,
+    or a new one for its gradient, is the original's.
     """
 
     stack = "Glow-TTS"
@@ -83,6 +89,11 @@ class InvConvNear(Block):
     def objection(cls, module: Any) -> str | None:
         n = cls._split(module)
         return None if module.weight.shape == (n, n) else f"`weight` is {list(module.weight.shape)}, not [{n}, {n}]"
+
+    @classmethod
+    def no_gain(cls, module: nn.Module) -> str | None:
+        stored = _stored(module) is not None
+        return "on a CPU there is only its inverse to keep, which it does" if stored and on_cpu(module) else None
 
     @classmethod
     def backend(cls, module: nn.Module) -> tuple[str, str]:
@@ -100,12 +111,14 @@ class InvConvNear(Block):
         return int(module.num_splits if hasattr(module, "num_splits") else module.n_split)
 
     def forward(self, x: Tensor, x_mask: Any = None, reverse: bool = False, **kwargs: Any) -> Any:
+        if (not reverse or torch.is_grad_enabled() or _stored(self) is not None) and formula_is_faster(x):
+            return super().forward(x, x_mask, reverse, **kwargs)
         batch, channels, time = x.shape
         n = self._split(self)
         mask, weight = as_mask(x_mask, x), self.get_parameter("weight")
         log_det: Any = None
         if reverse:
-            matrix = getattr(self, "weight_inv", None)
+            matrix = _stored(self)
             if matrix is None:
                 matrix = self._fastflow.get([weight], lambda: torch.inverse(weight.float()).to(weight.dtype))
         else:
@@ -114,10 +127,7 @@ class InvConvNear(Block):
             if not self.no_jacobian:
                 log_det = torch.logdet(weight) * (channels / n) * _steps(x, mask)
         groups = x.reshape(batch, 2, channels // n, n // 2, time).transpose(2, 3).reshape(batch, n, -1)
-        if formula_is_faster(x):
-            groups = reference.invconv1x1(groups, matrix, None, False)[0]
-        else:
-            groups = multiply(groups, matrix)
+        groups = F.conv1d(groups, matrix[:, :, None]) if formula_is_faster(x) else multiply(groups, matrix)
         z = groups.view(batch, 2, n // 2, channels // n, time).transpose(2, 3).reshape(x.shape)
         return z if mask is None else z * mask, log_det
 

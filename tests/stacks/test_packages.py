@@ -158,7 +158,7 @@ def test_coqui_glow_tts() -> None:
 
 
 def test_coqui_glow_tts_after_store_inverse() -> None:
-    is_as_the_original(made(stacks.coqui_glow_tts_stored, True), 4, left=4)
+    is_as_the_original(made(stacks.coqui_glow_tts_stored, True), 2, left=6)
 
 
 def espnet_training(model: Any) -> Any:
