@@ -38,6 +38,10 @@ class WnStack {
         static_cast<int64_t>(layers.size()) * batch * (steps / kWnShortestTile + phases) < most,
         "`h` must have less than 2^31 tiles of ", kWnShortestTile, " steps in all layers for the cuda backend; got ",
         shape_string(h));
+    constexpr int64_t longest_tile = 128;  // of any kernel, in frames
+    FASTFLOW_CHECK(
+        steps + longest_tile * phases < most,
+        "`cond_weights` must have fewer phases for the cuda backend, which counts their steps to 2^31; got ", phases);
     WnParams<T>& p = params;
     p.layers = static_cast<int32_t>(layers.size());
     p.phases = static_cast<int32_t>(phases);
