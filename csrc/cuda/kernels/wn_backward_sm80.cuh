@@ -69,7 +69,9 @@ struct GateBackward {
     if (index < inputs.segments()) {
       inputs.enter(segment, index, g0);
     } else {
-      segment.set_x(p.grad_r + int64_t(inputs.item.batch) * f.time * rows, rows, inputs.item.t0, 1, f.time);
+      segment.set_x(
+          p.grad_r + int64_t(inputs.item.batch) * f.time * rows, int64_t(inputs.item.t0) * rows, rows, inputs.item.t0,
+          1);
       segment.remaining = rows;
     }
   }
@@ -89,7 +91,7 @@ struct GateBackward {
 
   __device__ __forceinline__ void copy(arch::shared_t stage) {
     if (index > inputs.segments()) return;
-    segment.copy_x(stage);
+    segment.copy_x(stage, 1, f.time);
     if (index < inputs.segments()) {
       segment.copy_w(stage);
     } else {

@@ -79,7 +79,7 @@ struct Forward {
   // Starts the copies of the next step, if there is one.
   __device__ __forceinline__ void copy(arch::shared_t stage) {
     if (!more) return;
-    if (copies_gate()) segment.copy_x(stage);
+    if (copies_gate()) segment.copy_x(stage, p.phases, p.time);
     segment.copy_w(stage);
     segment.advance();
     if (segment.remaining > 0) return;

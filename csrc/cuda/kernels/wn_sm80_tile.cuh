@@ -262,9 +262,7 @@ struct Segment {
   const T* x;         // this thread's chunk in the first sweep; read only where it is inside
   const T* x_base;    // some address that may be read
   int64_t x_sweep;    // elements from one sweep to the next
-  int32_t source;     // the time step of x, which is there from 0 to x_end
-  int32_t x_stride;   // steps from one row to the next
-  int32_t x_end;      //
+  int32_t source;     // the time step of x
   const T* w;         // as x
   const T* w_base;    //
   int64_t w_sweep;    // elements from one sweep to the next
@@ -276,14 +274,12 @@ struct Segment {
   static __device__ __forceinline__ int column() { return static_cast<int>(threadIdx.x) % 4 * kChunk<T>; }
   static __device__ __forceinline__ uint32_t place() { return swizzled(row(), static_cast<int>(threadIdx.x) % 4); }
 
-  // Rows `first`, first + stride, ... of base [end, step].
-  __device__ __forceinline__ void set_x(const T* base, int64_t step, int32_t first, int32_t stride, int32_t end) {
+  // Row i of the tile is at base + first + i * step, and of the time step t + i * stride.
+  __device__ __forceinline__ void set_x(const T* base, int64_t first, int64_t step, int32_t t, int32_t stride) {
     x_base = base;
-    x_sweep = kSweep * stride * step;
-    source = first + row() * stride;
-    x_stride = stride;
-    x_end = end;
-    x = base + source * step + column();
+    x_sweep = kSweep * step;
+    source = t + row() * stride;
+    x = base + first + row() * step + column();
   }
   // Row `first` (this thread's) of base [rows, stride], and every sweep the row `sweep` further on.
   __device__ __forceinline__ void set_w(const T* base, int64_t stride, int32_t first, int32_t rows, int32_t sweep) {
@@ -294,13 +290,13 @@ struct Segment {
     w_left = rows - first;
   }
 
-  __device__ __forceinline__ void copy_x(arch::shared_t stage) const {
+  __device__ __forceinline__ void copy_x(arch::shared_t stage, int32_t stride, int32_t time) const {
     const bool inside = column() < remaining;
 #pragma unroll
     for (int i = 0; i < ceil_div(BLOCK_T, kSweep); ++i) {
       if (BLOCK_T < kSweep && row() >= BLOCK_T) break;
-      const int32_t t = source + i * kSweep * x_stride;
-      const bool valid = inside && t >= 0 && t < x_end;
+      const int32_t t = source + i * kSweep * stride;
+      const bool valid = inside && t >= 0 && t < time;
       arch::copy_async_16(stage + place() + i * kSweep * kRowBytes, valid ? x + i * x_sweep : x_base, valid);
     }
   }
@@ -343,7 +339,7 @@ struct GateInputs {
                : nullptr;
   }
   // The step that row `row` of the tile is.
-  __device__ __forceinline__ int32_t time_of(int row) const { return item.t0 + row * item.stride; }
+  __device__ __forceinline__ int32_t time_of(int row) const { return item.t0 + row * p.phases; }
 
   __device__ __forceinline__ bool has_cond() const { return p.cond == WnCond::kLocal; }
   __device__ __forceinline__ int segments() const { return p.kernel_size + (has_cond() ? 1 : 0); }
@@ -360,10 +356,11 @@ struct GateInputs {
     const int64_t stride = is_tap ? int64_t(p.kernel_size) * p.channels : p.cond_channels;
     const T* weight = layer.conv_weight + index * p.channels;
     if (is_tap) {
-      segment.set_x(h, h_step, item.t0 + index * layer.dilation - layer.left_padding, item.stride, p.time);
+      const int32_t t = item.t0 + index * layer.dilation - layer.left_padding;
+      segment.set_x(h, t * h_step, p.phases * h_step, t, p.phases);
     } else {
       weight = layer.cond_weight + item.phase * int64_t(2) * p.gate_channels * stride;
-      segment.set_x(cond, p.cond_step, item.frame0, 1, p.frames);
+      segment.set_x(cond, item.frame0 * p.cond_step, p.cond_step, item.t0, p.phases);
     }
     segment.set_w(weight + half * p.gate_channels * stride, stride, g, p.gate_channels, kSweep / 2);
     segment.remaining = is_tap ? p.channels : p.cond_channels;
