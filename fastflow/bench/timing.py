@@ -27,7 +27,8 @@ RATE, COPY = "matrix product", "copy"
 """The variants that the others are held against."""
 AGAIN = ", again"
 """Ends the name of a variant that is another's twin: how far the two differ is the noise of the run."""
-SHORTEST_MS = 1.0  # what is timed at once: shorter calls are made several times
+TURN_MS = {"cuda": 1.0, "cpu": 20.0}  # what is timed at once: shorter calls are made several times
+MOST_CALLS = 1000
 WARM_BELOW_MS = 10.0  # longer calls find little of their inputs in a cache in either case
 MOST_SETS = 64
 
@@ -91,7 +92,7 @@ class Clock:
             took = self.once(run, 0, 1 if self.device.type == "cpu" else 3)  # warms up; it ran before, to be checked
             if took < WARM_BELOW_MS:
                 took = self.once(run, 0, 1)
-            counts[name] = max(1, min(100, math.ceil(SHORTEST_MS / max(took, 1e-3))))
+            counts[name] = max(1, min(MOST_CALLS, math.ceil(TURN_MS[self.device.type] / max(took, 1e-3))))
         times: dict[str, list[float]] = {name: [] for name in runs}
         names, number = list(runs), 0
         for r in range(rounds):

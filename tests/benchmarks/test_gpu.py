@@ -10,10 +10,15 @@ import pytest
 import torch
 
 from benchmarks import gpu
-from fastflow.bench import check, models
+from fastflow.bench import check, models, timing
 from fastflow.bench.published import PublishedWaveGlow
 from fastflow.bench.rows import Row, machine
 from fastflow.ops import registry
+
+
+@pytest.fixture(autouse=True)
+def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(timing.TURN_MS, "cpu", 1.0)
 
 
 def run(tmp_path: Path, *arguments: str) -> int:

@@ -23,7 +23,7 @@ def test_sets_are_enough_that_a_cache_is_full_of_others() -> None:
 
 
 def test_no_call_finds_the_inputs_of_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "SHORTEST_MS", 0.0)  # one call at a time
+    monkeypatch.setitem(timing.TURN_MS, "cpu", 0.0)  # one call at a time
     used: list[tuple[str, int]] = []
     runs = {name: lambda i, name=name: used.append((name, i)) for name in "abc"}
     times = Clock(CPU, 8).measure(runs, 4)

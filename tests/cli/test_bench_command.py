@@ -14,7 +14,7 @@ import torch
 from click.testing import CliRunner, Result
 
 import fastflow
-from fastflow.bench import compare, quick, rows
+from fastflow.bench import compare, quick, rows, timing
 from fastflow.bench.rows import Row
 from fastflow.bench.timing import AGAIN
 from fastflow.cli.main import main
@@ -28,7 +28,8 @@ def run(*arguments: str) -> Result:
 
 
 @pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
+def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setitem(timing.TURN_MS, "cpu", 1.0)
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
