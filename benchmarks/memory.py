@@ -142,6 +142,7 @@ def worker(spec: dict[str, Any]) -> None:
     """Answer: first the row, checked; then the milliseconds of a step for each line read."""
     answers = Answers()
     torch.set_num_threads(spec["threads"])
+    loss_of(*model_and_inputs(4, True), spec["variant"])().backward()  # what is imported at first use is there
     model, mel, audio = model_and_inputs(spec["flows"], spec["tiny"])
     row = Row("memory", spec["case"], "", "float32", spec["variant"], flows=spec["flows"], threads=spec["threads"])
     row.samples = audio.numel()
@@ -151,7 +152,17 @@ def worker(spec: dict[str, Any]) -> None:
         model.zero_grad(set_to_none=False)
         loss().backward()
 
-    row.kept_mb = kept_by(loss, [*model.parameters(), mel, audio])
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    besides = [*model.parameters(), mel, audio]
+    gc.collect()
+
+    def accounted(_set: int) -> None:
+        start = time.process_time()
+        row.kept_mb = kept_by(loss, besides)
+        row.cpu_ms = (time.process_time() - start) * 1e3
+
+    row.extra_mb = Clock(torch.device("cpu")).extra_mb(accounted)
     if spec["variant"] == EAGER:
         torch.save(some_of(model), spec["file"])
     known = torch.load(spec["file"], weights_only=True)
@@ -162,8 +173,6 @@ def worker(spec: dict[str, Any]) -> None:
     )
     if not row.error <= row.bound:
         row.refused = f"its gradients are out of bounds: {row.error:.2g} > {row.bound:.2g}"
-    gc.collect()
-    row.extra_mb = Clock(torch.device("cpu")).extra_mb(lambda _: step())
     answers.send(asdict(row))
     for _ in answers.questions():
         start, used = time.perf_counter(), time.process_time()
@@ -193,7 +202,7 @@ def bench(spec: dict[str, Any], variants: Sequence[str], rounds: int) -> list[Ro
             for w in workers:
                 w.close()
     for w in workers:
-        if not w.row.refused:
+        if w.times:
             w.row.set_times([t["wall"] for t in w.times])
             w.row.cpu_ms = min(t["cpu"] for t in w.times)
         w.row.load = os.getloadavg()[0]
@@ -213,11 +222,13 @@ def table(made: Sequence[Row]) -> str:
         if row.refused or eager is None or eager.refused:
             lines.append(f"| {row.flows} | {row.variant} | {row.refused} | | | | | | | | |")
             continue
+        clock = " | "
+        if row.median_ms and row.min_ms and eager.median_ms and eager.min_ms:
+            clock = f"{row.median_ms / 1e3:.2f} ({row.min_ms / 1e3:.2f}) | {row.median_ms / eager.median_ms:.2f} "
+            clock += f"({row.min_ms / eager.min_ms:.2f})"
         lines.append(
             f"| {row.flows} | {row.variant} | {row.kept_mb:.1f} | {row.kept_mb / eager.kept_mb:.3f} "
-            f"| {row.extra_mb:.0f} | {row.extra_mb / (eager.extra_mb or 1):.2f} "
-            f"| {row.median_ms / 1e3:.2f} ({row.min_ms / 1e3:.2f}) "
-            f"| {row.median_ms / eager.median_ms:.2f} ({row.min_ms / eager.min_ms:.2f}) "
+            f"| {row.extra_mb:.0f} | {row.extra_mb / (eager.extra_mb or 1):.2f} | {clock} "
             f"| {row.cpu_ms / 1e3:.2f} | {row.cpu_ms / eager.cpu_ms:.2f} | {row.error:.0e} |"
         )
     return "\n".join(lines)
@@ -229,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--flows", type=int, nargs="+", default=[4, 8, 12, 24])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="timed steps; 0 for memory and one step's processor time")
     parser.add_argument("--note", default="", help="what else is known of the machine's state; stored with the rows")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--commit", default=rows.commit(), help="what the rows say was measured")

@@ -34,8 +34,8 @@ class Step:
     """One step of a flow, x [B, C, T] -> y [B, C', T'], in three parts: `enter`, `network`, `leave`.
 
     The network, which takes nearly all of the time and the memory, sees only a part of z, `kept`, that `leave` does not
-    change or changes in a way that needs no network to undo. No part may change a parameter, and all must be functions
-    of their arguments and of what `parts` hold.
+    change or changes in a way that needs no network to undo. All three are functions of their arguments and of what
+    `parts` hold, which they do not change, but for what batch normalisation counts and where actnorm starts.
 
     Attributes:
         name: what an error calls the step.
@@ -98,15 +98,15 @@ class FlowModel(nn.Module):
       rounding of the networks' dtype where autocast narrows it.
 
     All three compute the same gradients up to rounding. The last two work with the caller's autocast and random state,
-    with parameters that are frozen, and under DistributedDataParallel; not with second derivatives or DataParallel, and
-    torch.compile leaves them as they are.
+    with parameters that are frozen, and under DistributedDataParallel; not with second derivatives, DataParallel or
+    parameters that FSDP has sharded, and torch.compile leaves them as they are.
     """
 
     _backprop = "autograd"
 
     @property
     def backprop(self) -> str:
-        """ "autograd", "recompute" or "invert"; ValueError for anything else."""
+        """One of "autograd", "recompute" and "invert"; setting anything else is a ValueError."""
         return self._backprop
 
     @backprop.setter
@@ -129,8 +129,7 @@ class FlowModel(nn.Module):
                 f"`backprop` must be 'autograd' under DataParallel, whose replicas have no parameters; got "
                 f"{self.backprop!r}. DistributedDataParallel works with all"
             )
-        eager = torch.compiler.disable(_remember_less)  # type: ignore[no-untyped-call]
-        out: tuple[list[Tensor], list[Tensor]] = eager(steps, x, conds, self.backprop == "invert")
+        out: tuple[list[Tensor], list[Tensor]] = _uncompiled(steps, x, conds, self.backprop == "invert")
         return out
 
 
@@ -163,6 +162,9 @@ def _remember_less(
     if invert:
         chain.last = out[-1].detach()
     return out, log_dets
+
+
+_uncompiled = torch.compiler.disable(_remember_less)  # type: ignore[no-untyped-call]
 
 
 class _Autocast(NamedTuple):

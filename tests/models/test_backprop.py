@@ -268,6 +268,14 @@ def test_second_derivatives_are_refused(way: str) -> None:
 
 
 @pytest.mark.parametrize("way", LESS)
+def test_compiled_models_take_the_same_way(way: str) -> None:
+    problem = waveglow(flows=2)
+    expected = problem.gradients("autograd")
+    problem.model.forward = torch.compile(problem.model.forward, backend="eager")
+    check(problem.gradients(way), expected)
+
+
+@pytest.mark.parametrize("way", LESS)
 def test_replicas_of_data_parallel_are_refused(way: str) -> None:
     problem = waveglow()
     problem.model.WN[0]._is_replica = True
