@@ -43,9 +43,10 @@ from fastflow.bench.cases import Block, Case, Maker
 from fastflow.bench.check import converted, wider, worst
 from fastflow.bench.models import SIGMA
 from fastflow.bench.processes import Answers, Ended, Process
-from fastflow.bench.published import PublishedWaveGlow, PublishedWN, hifi_gan
+from fastflow.bench.published import PublishedSqueezeWave, PublishedWaveGlow, PublishedWN, hifi_gan
 from fastflow.bench.rows import Row
 from fastflow.bench.timing import AGAIN, COPY, RATE, Own, peak_mb, rates
+from fastflow.models import SqueezeWave
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
@@ -106,6 +107,28 @@ def waveglow(frames: int, dtype: torch.dtype, tiny: bool) -> Problem:
         models.infer_case(model, "", 1, frames),
         frames * model.hop_length,
         composed,
+    )
+
+
+def squeezewave(frames: int, dtype: torch.dtype, tiny: bool) -> Problem:
+    """SqueezeWave, a128c256, from mel and noise to audio."""
+    torch.manual_seed(0)
+    sizes = {"n_layers": 2, "n_channels": 8} if tiny else {"n_layers": 8, "n_channels": 256}
+    model = SqueezeWave(80, 4 if tiny else 12, 128, 2, 16, sizes | {"kernel_size": 3}).eval()
+    for net in model.WN:
+        torch.nn.init.normal_(net.end.weight, std=0.1 / net.end.weight.shape[1] ** 0.5)
+    model = model.to(dtype)
+    m = Maker(dtype, "cpu")
+    steps = frames * model.hop_length // model.n_group
+    inputs = (m.randn(1, model.n_mel_channels, frames), m.randn(1, model.n_group, steps))
+    published = PublishedSqueezeWave(model)
+    elements = sum(p.numel() for p in model.parameters()) + frames * (model.n_mel_channels + 2 * model.hop_length)
+    return Problem(
+        lambda: _Calls([copy.deepcopy(published)], lambda parts, mel, z: parts[0](mel, z, SIGMA)),
+        lambda: lambda mel, z: model.infer(mel, SIGMA, z=z),
+        inputs,
+        Case("", "infer", lambda m: (), published.flops(frames, steps), elements),
+        frames * model.hop_length,
     )
 
 
@@ -184,6 +207,7 @@ CASES: dict[str, Callable[[torch.dtype, bool], Problem]] = {
     "WaveGlow-256, 80 frames": lambda dtype, tiny: waveglow(3 if tiny else 80, dtype, tiny),  # 0.93 s
     "WaveGlow-256, 400 frames": lambda dtype, tiny: waveglow(33 if tiny else 400, dtype, tiny),  # 4.64 s
     "FloWaveNet stacks, 1 s": flowavenet,
+    "SqueezeWave, 80 frames": lambda dtype, tiny: squeezewave(3 if tiny else 80, dtype, tiny),
     "VITS stack, 10 s": lambda dtype, tiny: one_block(cases.VITS, dtype, tiny),
     "Glow-TTS stack, 10 s": lambda dtype, tiny: one_block(cases.GLOW_TTS, dtype, tiny),
 }

@@ -1,21 +1,25 @@
 """The published arithmetic, for comparison: what stacks that use a gated block run, with the weight norm folded.
 
 After NVIDIA/waveglow `glow.py` (`WN.forward`, `WaveGlow.infer`) and jaywalnut310/vits `modules.py` (`WN`, whose masks
-Glow-TTS shares): one convolution per layer, the conditioning of all layers in one more, materialised. And, as a
-yardstick that is no flow, HiFi-GAN's generator after jik876/hifi-gan `models.py`.
+Glow-TTS shares): one convolution per layer, the conditioning of all layers in one more, materialised. After
+tianrengao/SqueezeWave `glow.py`. And, as a yardstick that is no flow, HiFi-GAN's generator after jik876/hifi-gan
+`models.py`.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastflow.models import WaveGlow
+from fastflow.models import SqueezeWave, WaveGlow
 from fastflow.models.waveglow import CouplingNet
 from fastflow.nn import InvertibleConv1x1
+from fastflow.nn.conv import remove_weight_norm
 
 
 def _gate(a: Tensor, b: Tensor, channels: int) -> Tensor:
@@ -117,6 +121,55 @@ class PublishedWaveGlow(nn.Module):
                 audio = torch.cat((sigma * z[:, used : used + self.early_size], audio), 1)
                 used += self.early_size
         return audio.permute(0, 2, 1).contiguous().view(audio.shape[0], -1)
+
+
+class PublishedSqueezeWave(nn.Module):
+    """`SqueezeWave.infer` with the weights of one of ours, weight norm folded."""
+
+    def __init__(self, model: SqueezeWave) -> None:
+        super().__init__()
+        self.early_size, self.remaining = model.n_early_size, model.n_remaining_channels
+        self.early = [k > 0 and k % model.n_early_every == 0 for k in range(model.n_flows)]
+        self.nets = copy.deepcopy(model.WN).eval()
+        for net in self.nets:
+            remove_weight_norm(net)
+        convinvs: Any = model.convinv
+        inverses = [torch.linalg.inv(c.conv.weight[:, :, 0].double())[:, :, None] for c in convinvs]
+        self.inverses = nn.ParameterList(nn.Parameter(w.detach(), requires_grad=False) for w in inverses)
+        self.to(next(model.parameters()).dtype)
+
+    def flops(self, frames: int, steps: int) -> float:
+        """What the convolutions take for mels of so many frames, and so many steps of the flow."""
+        found = 0.0
+        for name, p in self.named_parameters():
+            if p.dim() == 3:
+                found += 2.0 * p.numel() * (frames if "cond_layer" in name else steps)
+        return found
+
+    def _net(self, net: Any, h: Tensor, mel: Tensor) -> Tensor:
+        h = F.conv1d(h, net.start.weight, net.start.bias)
+        cond = F.conv1d(mel, net.cond_layer.weight, net.cond_layer.bias)
+        cond = F.interpolate(cond, h.shape[2], mode="nearest")
+        channels = net.n_channels
+        for i, (layer, res) in enumerate(zip(net.in_layers, net.res_skip_layers, strict=True)):
+            part = cond[:, 2 * channels * i : 2 * channels * (i + 1)]
+            h = h + F.conv1d(_gate(layer(h), part, channels), res.weight, res.bias)
+        return F.conv1d(h, net.end.weight, net.end.bias)
+
+    def forward(self, mel: Tensor, z: Tensor, sigma: float) -> Tensor:
+        """Return audio [B, T] for mel [B, n_mel, F] and unit noise z [B, n_audio_channel, T / n_audio_channel]."""
+        used = self.remaining
+        audio = z[:, :used]  # without sigma, as published
+        for k in reversed(range(len(self.nets))):
+            half = audio.shape[1] // 2
+            first, second = audio[:, :half], audio[:, half:]
+            out = self._net(self.nets[k], first, mel)
+            second = (second - out[:, :half]) / torch.exp(out[:, half:])
+            audio = F.conv1d(torch.cat((first, second), 1), self.inverses[k])
+            if self.early[k]:
+                audio = torch.cat((sigma * z[:, used : used + self.early_size], audio), 1)
+                used += self.early_size
+        return audio.permute(0, 2, 1).flatten(1)
 
 
 class _ResBlock(nn.Module):
