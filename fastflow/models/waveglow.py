@@ -6,6 +6,7 @@ order of random draws follow NVIDIA/waveglow, `glow.py`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -25,7 +26,9 @@ from fastflow.ops.invconv1x1.api import log_abs_det
 
 CONDITIONINGS = ("sample", "group")
 COMPOSITIONS = ("auto", "kept", "off")
-SHORTEST_COMPOSED = 32  # frames: kernels work on slices of up to 32
+SHORTEST_COMPOSED = {"cpu": 32, "cuda": 384}
+"""Frames from which composed weights pay, where they are kept: kernels work on slices of up to 32 frames of one phase on
+a CPU, measured, and on tiles of 128 on a GPU, counted by the cycle model of csrc/cuda/README.md."""
 
 
 class CouplingNet(WN):
@@ -228,12 +231,14 @@ class WaveGlow(Vocoder):
         take such weights, and neither under autocast nor by torch.compile; training does without.
 
         Args:
-            when: "auto", as it is at first: in a call, one flow after the other, where it saves more multiplications
-                than it takes. As published, that is beyond 640 frames times batch, 7.4 seconds of audio. It takes the
-                memory of one flow's composed weights, for 8 layers of 256 channels 168 MB in float32.
+            when: "auto", as it is at first: on a CPU, in a call, one flow after the other, where it saves more
+                multiplications than it takes. As published, that is beyond 640 frames times batch, 7.4 seconds of
+                audio. It takes the memory of one flow's composed weights, for 8 layers of 256 channels 168 MB in
+                float32. On a GPU, where writing the weights would cost what they save, never.
                 "kept": once, for all calls until a parameter changes: 2.0 GB for WaveGlow-256 in float32, half of that
-                in bfloat16. The first such call takes seconds longer. "off": never. Mels of fewer than 32 frames are
-                left out in any case: kernels work on many frames at a time.
+                in bfloat16. The first such call takes seconds longer. "off": never. Short mels are left out
+                in any case, on a CPU of fewer than 32 frames, on a GPU of fewer than 384: kernels work on many frames
+                at a time.
 
         Raises:
             ValueError: `when` is none of these, or "kept" where composing saves nothing.
@@ -255,13 +260,15 @@ class WaveGlow(Vocoder):
     def _composes(self, mel: Tensor) -> bool:
         """Whether a synthesis from `mel` [B, n_mel_channels, F] is to use composed weights."""
         saved = self._inputs_saved()
-        if self.composition == "off" or saved <= 0 or mel.shape[2] < SHORTEST_COMPOSED:
+        if self.composition == "off" or saved <= 0 or mel.shape[2] < SHORTEST_COMPOSED.get(mel.device.type, math.inf):
             return False
         if torch.compiler.is_compiling() or checks.autocast_is_on(mel.device) or not registry.kernels_take_phases(mel):
             return False
+        if self.composition == "kept":
+            return True
         # multiplications, for each row of each weight
-        saves = mel.shape[0] * mel.shape[2] * saved > self.upsample.rows * (self.upsample.rows - saved)
-        return saves or self.composition == "kept"
+        pays = mel.shape[0] * mel.shape[2] * saved > self.upsample.rows * (self.upsample.rows - saved)
+        return pays and mel.device.type == "cpu"
 
     def _convinv(self, k: int) -> InvertibleConv1x1:
         return cast(InvertibleConv1x1, self.convinv[k])
