@@ -90,12 +90,17 @@ def wide(found: Sequence[Row]) -> str:
 
 
 def memory_table(found: Sequence[Row]) -> str:
-    """Return a table of training steps: what autograd keeps, peak memory and time, against the number of flows."""
+    """Return a table of training steps against the number of flows.
+
+    What autograd keeps after the forward; what a step takes at most besides weights and gradients; the time by the
+    clock, and by the processor where other programs ran as well.
+    """
     lines = []
     for row in sorted(found, key=lambda row: row.flows):
         said = figure(row.median_ms) if row.median_ms else row.refused
-        lines.append([str(row.flows), row.variant, figure(row.kept_mb), figure(row.extra_mb), said])
-    return table(["flows", "variant", "kept, MB", "peak, MB", "ms"], lines, 2)
+        used = figure(row.cpu_ms) if row.cpu_ms else ""
+        lines.append([str(row.flows), row.variant, figure(row.kept_mb), figure(row.extra_mb), said, used])
+    return table(["flows", "variant", "kept, MB", "peak, MB", "ms", "processor ms"], lines, 2)
 
 
 def operations_table(found: Sequence[Row]) -> str:
