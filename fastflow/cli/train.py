@@ -44,10 +44,33 @@ def _read_config(context: click.Context, _option: click.Parameter, text: str | N
     own: dict[str, Any] = {name: values.pop(name) for name in ("model", "data", "output") if name in values}
     known = {p.name for p in context.command.params if isinstance(p, click.Option)} - {"config", "output", "help"}
     unknown = sorted(str(name) for name in values.keys() - known)
-    keys = ", ".join(sorted({"model", "data", *known}))
+    keys = ", ".join(sorted({"model", "data", "output", *known}))
     options.require(not unknown, f"--config: unknown {', '.join(unknown)}; the keys are {keys}")
+    values = {name: value for name, value in values.items() if value is not None}
+    for option in context.command.params:
+        if isinstance(option, click.Option) and option.name in values:
+            _check_type(option, values[option.name])
     context.default_map = values
     return own
+
+
+def _check_type(option: click.Option, value: Any) -> None:
+    """UsageError unless a value of a configuration is of the option's type; YAML takes 1e-3 for a text."""
+    if option.is_flag:
+        fits, wanted = isinstance(value, bool), "true or false"
+    elif isinstance(option.type, click.types.IntParamType):
+        fits, wanted = type(value) is int, "a whole number"
+    elif isinstance(option.type, click.types.FloatParamType):
+        fits, wanted = isinstance(value, (int, float, str)) and not isinstance(value, bool), "a number"
+    else:
+        fits, wanted = isinstance(value, str), "a text"
+    options.require(fits, f"--config: `{option.name}` must be {wanted}; got {value!r}")
+
+
+def _given(name: str) -> bool:
+    """Whether an option was on the command line itself."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source is click.core.ParameterSource.COMMANDLINE
 
 
 @click.command()
@@ -93,7 +116,7 @@ def _read_config(context: click.Context, _option: click.Parameter, text: str | N
 @click.option("--validation", type=options.TEXT, help="Data whose loss is logged at every save.")
 @click.option("--tensorboard", type=click.Path(path_type=Path), metavar="DIR", help="Write TensorBoard's files there.")
 @click.option("--save-every", type=float, default=5.0, show_default=True, metavar="MINUTES", help="Between two saves.")
-@click.option("--keep", type=click.IntRange(min=0), default=0, show_default=True, help="Earlier saves to keep.")
+@click.option("--keep", type=click.IntRange(min=0), default=0, show_default=True, help="Saves to keep beside OUT.")
 @options.device
 @click.option("--resume", is_flag=True, help="Go on from OUT's .state.pt.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
@@ -138,6 +161,8 @@ def train(
     options.require(bool(data), "give DATA, as arguments or in --config")
     if output is None:
         raise options.UsageError("give -o OUT.safetensors, or `output` in --config")
+    if _given("steps") != _given("minutes"):  # one of them replaces whichever the configuration has
+        steps, minutes = (steps, None) if _given("steps") else (None, minutes)
     options.require((steps is None) != (minutes is None), "give --steps or --minutes, one of them")
     options.require(minutes is None or 0 < minutes < math.inf, f"`--minutes` must be > 0; got {minutes}")
     for name, value in (("lr", lr), ("clip", clip), ("save-every", save_every)):
@@ -178,10 +203,10 @@ def train(
     with launched(device) as own:
         writes = World.current().writes
         if writes:
-            for _, reason in dataset.skipped:
+            for _, reason in [*dataset.skipped, *(held_out.skipped if held_out else [])]:
                 options.warn(f"skipped: {reason}")
             millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-            minutes_of_audio = f"{dataset.seconds / 60:.1f} minutes in {len(dataset.clips)} files"
+            minutes_of_audio = f"{dataset.seconds / 60:.1f} minutes in {len(dataset.clips)} clips"
             click.echo(f"{millions:.2f} million parameters, {minutes_of_audio}", err=True)
         try:
             facts = run(

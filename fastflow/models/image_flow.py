@@ -189,9 +189,13 @@ class ImageFlow(nn.Module):
             generator: source of the noise; None for PyTorch's default.
 
         Raises:
-            TypeError, ValueError: a value, size, dtype or device does not fit.
+            TypeError, ValueError: a value, size, dtype or device does not fit, or the model is in half precision, which
+                is coarser than the noise: `torch.autocast` narrows what can be.
         """
-        x = dequantize(images, n_bits, dtype=self._a_parameter().dtype, generator=generator)
+        dtype = self._a_parameter().dtype
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"`bits_per_dim` must be of a model in float32 or float64; got {dtype}")
+        x = dequantize(images, n_bits, dtype=dtype, generator=generator)
         _, log_likelihood = self(x)
         bits: Tensor = n_bits - log_likelihood / (math.prod(x.shape[1:]) * math.log(2))
         return bits

@@ -27,8 +27,8 @@ from fastflow.ops.invconv1x1.api import log_abs_det
 CONDITIONINGS = ("sample", "group")
 COMPOSITIONS = ("auto", "kept", "off")
 SHORTEST_COMPOSED = {"cpu": 32, "cuda": 384}
-"""Frames from which composed weights pay, where they are kept: kernels work on slices of up to 32 frames of one phase on
-a CPU, measured, and on tiles of 128 on a GPU, counted by the cycle model of csrc/cuda/README.md."""
+"""Frames from which composed weights pay, where they are kept. Kernels work on slices of up to 32 frames of one phase
+on a CPU (measured), and on tiles of 128 on a GPU (counted, see csrc/cuda/README.md)."""
 
 
 class CouplingNet(WN):
@@ -236,9 +236,9 @@ class WaveGlow(Vocoder):
                 audio. It takes the memory of one flow's composed weights, for 8 layers of 256 channels 168 MB in
                 float32. On a GPU, where writing the weights would cost what they save, never.
                 "kept": once, for all calls until a parameter changes: 2.0 GB for WaveGlow-256 in float32, half of that
-                in bfloat16. The first such call takes seconds longer. "off": never. Short mels are left out
-                in any case, on a CPU of fewer than 32 frames, on a GPU of fewer than 384: kernels work on many frames
-                at a time.
+                in bfloat16. The first such call takes seconds longer; with parameters made in inference mode, whose
+                changes leave no trace, every call is a first one. "off": never. Short mels are left out in any case,
+                on a CPU of fewer than 32 frames, on a GPU of fewer than 384: kernels work on many frames at a time.
 
         Raises:
             ValueError: `when` is none of these, or "kept" where composing saves nothing.

@@ -293,6 +293,8 @@ class _RunAgain(torch.autograd.Function):
         left = None if left is None else left.clone()  # a slice would keep the whole
         if chain.invert:
             chain.left.append(None if left is None else left.detach())
+        frozen = (p for part in step.parts for p in part.parameters() if not p.requires_grad)
+        ctx.frozen = [(p, p._version) for p in frozen if not p.is_inference()]
         # all of the input, or samples to know it by
         ctx.save_for_backward(*rest, _sample(x) if chain.invert else x)
         return (y, log_det) if left is None else (left, y, log_det)
@@ -306,6 +308,8 @@ class _RunAgain(torch.autograd.Function):
             )
         chain, k = ctx.chain, ctx.k
         step = chain.steps[k]
+        if any(p._version != version for p, version in ctx.frozen):  # of the others autograd knows
+            raise RuntimeError(f"a frozen parameter of {step.name} has been changed in place since the forward")
         *rest, seen = ctx.saved_tensors
         *grad_y, grad_log_det = grads
         _, _, _, needs_x, *needs = ctx.needs_input_grad

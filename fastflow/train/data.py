@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -14,6 +16,8 @@ from torch.nn import functional as F
 from fastflow.audio import AudioError, MelSpectrogram, audio_length, read_audio
 
 from .sources import Clip, DataError, find_clips
+
+log = logging.getLogger("fastflow")
 
 KEPT_BYTES = 1 << 30
 """Decoded audio that a process keeps: all of a corpus of 3 hours; of larger ones, what was drawn last."""
@@ -27,7 +31,7 @@ class SegmentDataset:
     Only the files' headers are read at construction. A file is decoded when a segment of it is drawn, the mel frames
     are computed from its samples around the segment: what the whole file's mel has there. The published Mel2Samp
     computes them from the segment alone, where two frames at either edge see reflected samples, which they never do at
-    inference.
+    inference. A file that turns out to be damaged is warned of once, and the next clip takes its place.
 
     Which segments batch number n holds depends on `seed` and n alone, so training resumes anywhere without a saved
     random state, and any process can make any batch. Every start position in every clip is equally likely.
@@ -81,13 +85,14 @@ class SegmentDataset:
         self._ends = ((torch.tensor(lengths) - segment) // self.hop_length + 1).cumsum(0)
         self._kept: OrderedDict[Clip, Tensor] = OrderedDict()
         self._kept_bytes = 0
+        self._damaged: set[Path] = set()
 
     def batch(self, number: int, size: int, share: tuple[int, int] = (0, 1)) -> tuple[Tensor, Tensor]:
         """Batch `number` of `size` segments: (mel [size, 80, segment/hop + 1], audio [size, segment]), float32.
 
         `share` (i, n) gives every n-th segment of it from the i-th on: the part of process i of n.
 
-        Raises DataError for a file that has changed or cannot be decoded.
+        Raises DataError if no clip can be decoded.
         """
         generator = torch.Generator().manual_seed(_mix(self.seed, number))
         picks = torch.randint(int(self._ends[-1]), (size,), generator=generator)
@@ -95,7 +100,7 @@ class SegmentDataset:
         first, step = share
         indices = torch.searchsorted(self._ends, picks, right=True).tolist()
         cut = [
-            self._cut(index, pick - (int(self._ends[index - 1]) if index else 0))
+            self._cut_or_next(index, pick - (int(self._ends[index - 1]) if index else 0))
             for pick, index in zip(picks.tolist()[first::step], indices[first::step], strict=True)
         ]
         return torch.stack([mel for mel, _ in cut]), torch.stack([a for _, a in cut]) + self.dither * noise[first::step]
@@ -125,15 +130,16 @@ class SegmentDataset:
         """The audio of every clip, or of evenly spaced ones where all would be too much."""
         stride = max(1, round(self.seconds / SURVEYED_SECONDS))
         for clip in self.clips[::stride]:
-            yield self._audio(clip)
+            with suppress(AudioError):  # said when it is drawn
+                yield self._audio(clip)
 
     def _length(self, clip: Clip) -> int:
         """The samples that a clip has at least, by its file's header; AudioError where it cannot be used."""
         whole = audio_length(clip.path, self.sampling_rate)
-        length = self._stretch(clip, whole)[1]
-        if clip.duration is not None and length > whole:
-            raise AudioError(f"{clip.path}: {whole} samples, less than a cut up to {length} needs")
-        length -= self._stretch(clip, whole)[0]
+        start, stop = self._stretch(clip, whole)
+        if stop > whole:
+            raise AudioError(f"{clip.path}: {whole} samples, less than a cut up to {stop} needs")
+        length = stop - start
         least = max(self.segment, self.mel.n_fft // 2 + 1)  # less cannot be padded by reflection
         if length < least:
             raise AudioError(f"{clip.path}: {length} samples, shorter than a segment of {least}")
@@ -142,16 +148,16 @@ class SegmentDataset:
     def _stretch(self, clip: Clip, whole: int) -> tuple[int, int]:
         """Where a clip begins and ends, in samples of its file."""
         start = round(clip.start * self.sampling_rate)
-        return start, whole if clip.duration is None else start + int(clip.duration * self.sampling_rate)
+        if clip.duration is None:
+            return start, whole
+        stop = round((clip.start + clip.duration) * self.sampling_rate)
+        return start, whole if stop == whole + 1 else stop  # a cut up to the end, rounded at another rate
 
     def _audio(self, clip: Clip) -> Tensor:
         """A clip's samples at the level that the front end wants, decoded or kept."""
         audio = self._kept.pop(clip, None)
         if audio is None:
-            try:
-                audio = read_audio(clip.path, self.sampling_rate)
-            except AudioError as error:
-                raise DataError(str(error)) from error
+            audio = read_audio(clip.path, self.sampling_rate)
             start, stop = self._stretch(clip, len(audio))
             # of its own memory: a view would keep the whole file
             audio = self.mel.levelled(audio[None, start:stop].double())[0].float().clone()
@@ -161,6 +167,19 @@ class SegmentDataset:
             _, oldest = self._kept.popitem(last=False)
             self._kept_bytes -= oldest.nbytes
         return audio
+
+    def _cut_or_next(self, index: int, frame: int) -> tuple[Tensor, Tensor]:
+        """`_cut`, or of the first clip after it that can be read: then from its beginning."""
+        for i in range(len(self.clips)):
+            at = (index + i) % len(self.clips)
+            try:
+                return self._cut(at, 0 if i else frame)
+            except AudioError as error:
+                path = self.clips[at].path
+                if path not in self._damaged:
+                    self._damaged.add(path)
+                    log.warning("left out: %s", error)
+        raise DataError(f"none of the {len(self.clips)} clips can be read any more")
 
     def _cut(self, index: int, frame: int) -> tuple[Tensor, Tensor]:
         """The segment of a clip that begins at mel frame `frame`: (mel [80, segment/hop + 1], audio [segment])."""
@@ -176,7 +195,7 @@ class SegmentDataset:
         segment = audio[max(0, start - lead) : start - lead + self.segment]
         segment = F.pad(segment, (max(0, lead - start), 0))
         if mel.shape[1] != frames or len(segment) != self.segment:
-            raise DataError(f"{clip.path}: it has become shorter than it was")
+            raise AudioError(f"{clip.path}: it is shorter than its header says")
         return mel, segment
 
 

@@ -63,11 +63,13 @@ class Display:
 
     def step(self, loss: float, rate: float, norm: float, samples: int, progress: Progress) -> None:
         """Show a step, or keep it for the next line."""
+        if self.silent:
+            return
         self._losses.append(loss)
         self._samples += samples
         passed = progress.seconds - self._last
         done = self.settings.done(progress)
-        if self.silent or (done < 1.0 and passed < (self.every if self._bar is None else 1.0)):
+        if done < 1.0 and passed < (self.every if self._bar is None else 1.0):
             return
         mean = sum(self._losses) / len(self._losses)
         speed = self._samples / max(passed, 1e-9)

@@ -58,6 +58,7 @@ def train(
     tensorboard: str | os.PathLike[str] | None = None,
     save_every: float = 5.0,
     keep: int = 0,
+    from_data: bool = True,
     log_every: float = 10.0,
     dtype: torch.dtype | None = None,
     resume: bool = False,
@@ -80,7 +81,7 @@ def train(
 
     model: a WaveGlow, SqueezeWave or FloWaveNet.
     steps, minutes: the budget; exactly one of them.
-    batch_size: segments per step, over all processes.
+    batch_size: segments per step, over all processes. SqueezeWave's batch normalisation sees a process's share alone.
     lr: the peak learning rate of Adam; reached linearly over the first `warmup` of the budget, then a cosine to lr/100.
     sigma: of the latent in WaveGlow's loss.
     clip: the largest gradient norm.
@@ -90,6 +91,8 @@ def train(
     workers: processes that prepare batches.
     validation: data whose loss, of the averaged weights, is logged at every save.
     tensorboard: folder for scalars and, with `validation`, audio and mels.
+    from_data: set a WaveGlow's upsampler and 1x1 weights from statistics of the data first; False to go on from weights
+        that are worth keeping, such as a checkpoint's.
     log_every: seconds between log lines on standard error (in a terminal: a progress bar).
 
     A bad step, whose loss or gradient is not finite or whose loss is a spike, leaves the weights as they are and is
@@ -111,7 +114,7 @@ def train(
     objective = Objective(model, sigma)
     kept = _kept(settings, dataset)
     if not resume:
-        _start(model, objective, dataset, batch_size)
+        _start(model, objective, dataset, batch_size, from_data)
     average = Averages(parameters)
     progress = Progress()
     tools = {"optimizer": optimizer, "scaler": scaler}
@@ -203,9 +206,9 @@ def _check(model: Vocoder, datasets: list[SegmentDataset], batch_size: int, worl
 
 
 @torch.no_grad()
-def _start(model: Vocoder, objective: Objective, dataset: SegmentDataset, batch_size: int) -> None:
+def _start(model: Vocoder, objective: Objective, dataset: SegmentDataset, batch_size: int, from_data: bool) -> None:
     """Set the weights that are to begin from data rather than from random numbers; the same in all processes."""
-    if isinstance(model, WaveGlow) and not isinstance(model, SqueezeWave):
+    if from_data and isinstance(model, WaveGlow) and not isinstance(model, SqueezeWave):
         start_from_data(model, dataset)
     if any(isinstance(module, ActNorm) and not module.initialized for module in model.modules()):
         device = next(model.parameters()).device

@@ -6,6 +6,7 @@ import glob
 import gzip
 import json
 import os
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,7 +37,7 @@ def find_clips(sources: Iterable[str | os.PathLike[str]]) -> list[Clip]:
       a glob pattern;
       a list (.txt, .csv) with a file on each line, up to the first "|", relative to the list's folder: NVIDIA's
         file lists, and LJ Speech's metadata.csv, whose names stand for wavs/NAME.wav;
-      a lhotse manifest (.jsonl, .jsonl.gz) of recordings or cuts with files as their sources.
+      a lhotse manifest (.jsonl, .jsonl.gz) of recordings or cuts, with files of one channel as their sources.
     A source named twice gives its clips twice, so that they are drawn twice as often. Raises DataError for a source
     that gives none, and for a line that names no file.
     """
@@ -80,11 +81,11 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """The numbered lines of a text file that are not blank."""
     opener: Any = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rt", encoding="utf-8") as file:
+        with opener(path, "rt", encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield number, line.strip()
-    except (OSError, UnicodeDecodeError, EOFError) as error:
+    except (OSError, UnicodeDecodeError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: it cannot be read as text ({error})") from error
 
 
@@ -111,6 +112,8 @@ def _of_manifest(path: Path) -> Iterator[Clip]:
                 f"{path}, line {number}: it is no recording or cut of lhotse with one source "
                 f"({type(error).__name__}: {error})"
             ) from error
+        if item.get("channel", 0) != 0 or len(recording.get("channel_ids", [0])) > 1:
+            raise DataError(f"{path}, line {number}: it must be of the only channel of its recording")
         if kind != "file":
             raise DataError(f"{path}, line {number}: its source must be of type 'file'; got {kind!r}")
         file = path.parent / file  # which stays as it is where it is absolute

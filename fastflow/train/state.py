@@ -78,7 +78,8 @@ def load_state(
         if config == expected:
             model.load_state_dict(state["model"])
             for name, tool in tools.items():
-                tool.load_state_dict(state[name])
+                if state[name]:  # a scaler that was not in use has none
+                    tool.load_state_dict(state[name])
             with torch.no_grad():
                 for mean, saved in zip(average, state["average"], strict=True):
                     mean.copy_(saved)
@@ -97,7 +98,10 @@ def load_state(
 
 
 def keep_last(output: Path, step: int, count: int) -> None:
-    """Keep this save's weights and state beside the output as NAME.stepN, and of all such the last `count`."""
+    """Keep this save's weights and state beside the output as NAME.stepN, and of all such the last `count`.
+
+    Those of later steps go: they are of an earlier run, or of one that went on from a state that was gone back from.
+    """
     for path in (output, state_path(output)):
         suffix = path.name.removeprefix(output.stem)
         with write_whole(
@@ -105,8 +109,9 @@ def keep_last(output: Path, step: int, count: int) -> None:
         ) as temporary:
             shutil.copyfile(path, temporary)
         pattern = re.compile(re.escape(output.stem) + r"\.step(\d+)" + re.escape(suffix))
-        steps = sorted(int(m[1]) for p in output.parent.iterdir() if (m := pattern.fullmatch(p.name)))
-        for old in steps[:-count]:
+        steps = {int(m[1]) for p in output.parent.iterdir() if (m := pattern.fullmatch(p.name))}
+        last = sorted(n for n in steps if n <= step)[-count:]  # later ones are of a run that this one replaces
+        for old in steps.difference(last):
             path.with_name(f"{output.stem}.step{old}{suffix}").unlink()
 
 

@@ -70,9 +70,23 @@ def test_config_from_json_text_and_file(run: Run, data: Path, tmp_path: Path) ->
         assert (made["n_flows"], made["WN_config"]["n_channels"], made["WN_config"]["n_layers"]) == (3, 4, 1)
 
 
+def test_the_command_line_goes_before_the_config(run: Run, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "o.safetensors"
+    config = json.dumps({"data": [str(data)], "output": str(out), "minutes": 60, "lr": "1e-3", "validation": None})
+    result = run("train", "--config", config, "--steps", 1, *TINY)
+    assert result.exit_code == 0, result.output
+    assert f"{out}: 1 steps" in result.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--config", '{"steps": true}'], "--config: `steps` must be a whole number; got True"),
+        (["--config", '{"batch_size": 1.9}'], "--config: `batch_size` must be a whole number; got 1.9"),
+        (["--config", '{"lr": [1]}'], "--config: `lr` must be a number; got [1]"),
+        (["--config", '{"resume": "yes please"}'], "--config: `resume` must be true or false; got 'yes please'"),
+        (["--config", '{"tensorboard": true}'], "--config: `tensorboard` must be a text; got True"),
+        (["--config", '{"step": 3}'], "--config: unknown step; the keys are backprop, batch_size, channels, "),
         ([], "give --steps or --minutes, one of them"),
         (["--steps", 1, "--minutes", 1], "give --steps or --minutes, one of them"),
         (["--minutes", "-1"], "`--minutes` must be > 0; got -1"),

@@ -140,6 +140,31 @@ def _loud_after(step: int) -> Any:
     return batch
 
 
+def test_gone_back_to_an_earlier_save_the_later_ones_go(dataset: SegmentDataset, tmp_path: Path) -> None:
+    output = tmp_path / "m.safetensors"
+    train(fresh(), dataset, output, steps=5, batch_size=2, save_every=1e-9, keep=3)
+    (tmp_path / "m.step3.state.pt").replace(tmp_path / "m.state.pt")
+    train(fresh(), dataset, output, steps=4, batch_size=2, keep=2, resume=True)
+    assert sorted(p.name for p in tmp_path.glob("m.step*.safetensors")) == [
+        "m.step3.safetensors",
+        "m.step4.safetensors",
+    ]
+
+
+def test_weights_that_are_worth_keeping_are_kept(dataset: SegmentDataset, tmp_path: Path) -> None:
+    model = fresh()
+    before = model.upsample.weight.detach().clone()
+    train(model, dataset, tmp_path / "m.safetensors", steps=1, batch_size=2, lr=1e-9, from_data=False)
+    torch.testing.assert_close(model.upsample.weight.detach(), before, atol=1e-6, rtol=0)
+
+
+def test_another_precision_goes_on(dataset: SegmentDataset, tmp_path: Path) -> None:
+    output = tmp_path / "m.safetensors"
+    train(fresh(), dataset, output, steps=1, batch_size=2)
+    facts = train(fresh(), dataset, output, steps=2, batch_size=2, precision="float16", resume=True)
+    assert facts["progress"]["step"] == 2
+
+
 def test_precision_must_be_known(dataset: SegmentDataset, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"`precision` must be one of float32, bfloat16, float16; got 'int8'"):
         train(fresh(), dataset, tmp_path / "m.safetensors", steps=1, precision="int8")

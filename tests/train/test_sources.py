@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from fastflow.audio import write_audio
 from fastflow.train import DataError, SegmentDataset, find_clips
@@ -46,7 +47,7 @@ def test_lhotse_recordings_and_cuts(speech: Path, name: str) -> None:
     data = SegmentDataset([speech / name], segment=2048, dither=0.0)
     assert data.seconds == pytest.approx(1.5, abs=1e-3)
     whole, part = (data._audio(clip) for clip in clips)
-    assert part.equal(whole[5512 : 5512 + 11025])
+    assert part.equal(whole[5512:16538])
 
 
 @pytest.mark.parametrize(
@@ -84,9 +85,37 @@ def test_a_cut_beyond_its_file_is_skipped_with_the_reason(speech: Path) -> None:
     assert "22050 samples, less than a cut up to 55125 needs" in data.skipped[0][1]
 
 
-def test_a_file_that_breaks_later_is_named(tmp_path: Path) -> None:
+def test_a_damaged_file_is_said_once_and_the_next_takes_its_place(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, level in (("a.wav", 0.1), ("b.wav", 0.2)):
+        write_audio(tmp_path / name, level * torch.ones(22050), 22050)
+    data = SegmentDataset([tmp_path], segment=2048, dither=0.0)
+    (tmp_path / "a.wav").write_bytes((tmp_path / "a.wav").read_bytes()[:20000])
+    mel, audio = data.batch(0, 16)
+    torch.testing.assert_close(audio, torch.full((16, 2048), 0.2), atol=1e-4, rtol=0)
+    assert mel.isfinite().all()
+    (record,) = caplog.records
+    assert "left out: cannot read" in record.getMessage() and "a.wav: it is truncated" in record.getMessage()
+    (tmp_path / "b.wav").unlink()
+    again = SegmentDataset.batch
+    data._kept.clear()
+    with pytest.raises(DataError, match=r"none of the 2 clips can be read any more"):
+        again(data, 1, 2)
+
+
+def test_a_cut_up_to_the_end_fits_whatever_the_rates(tmp_path: Path) -> None:
+    write_audio(tmp_path / "a.wav", tone(1.0, 110.0)[:16000], 16000)
+    recording = {"sources": [{"type": "file", "source": "a.wav"}], "duration": 1.0}
+    cuts = [{"start": k / 7, "duration": 1 - k / 7, "recording": recording} for k in range(6)]
+    (tmp_path / "cuts.jsonl").write_text("\n".join(map(json.dumps, cuts)))
+    data = SegmentDataset([tmp_path / "cuts.jsonl"], segment=2048)
+    assert len(data.clips) == 6 and not data.skipped
+
+
+def test_only_recordings_of_one_channel_are_cut(tmp_path: Path) -> None:
     write_audio(tmp_path / "a.wav", tone(1.0, 110.0), 22050)
-    data = SegmentDataset([tmp_path], segment=2048)
-    (tmp_path / "a.wav").write_bytes(b"RIFF")
-    with pytest.raises(DataError, match=r"cannot read .*a\.wav"):
-        data.batch(0, 1)
+    recording = {"sources": [{"type": "file", "source": "a.wav"}], "duration": 1.0, "channel_ids": [0, 1]}
+    (tmp_path / "c.jsonl").write_text(json.dumps({"start": 0, "duration": 1, "channel": 1, "recording": recording}))
+    with pytest.raises(DataError, match=r"line 1: it must be of the only channel of its recording"):
+        find_clips([tmp_path / "c.jsonl"])
