@@ -142,6 +142,8 @@ def accelerate(module: nn.Module, *, strict: bool = False) -> Report:
         about = (path, tuple(also), f"{of.__module__}.{of.__qualname__}", block.stack)
         if refusal is not None:
             entries.append(Entry(*about, "", "", refusal, True))
+            if isinstance(part, Block) and block.whole:
+                inside.update(part.modules())
         elif (gainless := block.no_gain(part)) is not None:
             entries.append(Entry(*about, "", "", gainless))
         else:
@@ -165,8 +167,15 @@ def _fitting(module: nn.Module, known: list[type[Block]]) -> tuple[type[Block], 
         return blocks.kind(module), "replaced by an earlier call"
     reasons = []
     for block in known:
-        reason = block.objection(module) or blocks.disagreement(module, block)
+        reason = _replaced_part(module, block) or block.objection(module) or blocks.disagreement(module, block)
         if reason is None:
             return block, None
         reasons.append(reason)
     return known[0], reasons[0]
+
+
+def _replaced_part(module: nn.Module, block: type[Block]) -> str | None:
+    """Return that a part whose work `block` would do is replaced: it no longer looks like the original, or None."""
+    parts = module.named_modules() if block.whole else ()
+    names = [name for name, part in parts if isinstance(part, Block)]
+    return f"`{names[0]}` in it was replaced by an earlier call" if names else None

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastflow.stacks import accelerate
-from tests.stacks.checks import inputs_of, masked, randomise, replaced_equals_original
+from tests.stacks.checks import close, inputs_of, masked, randomise, replaced_equals_original
 from tests.stacks.espnet_twin import ResidualAffineCouplingLayer, WaveNet
 from tests.stacks.vits_twin import NORMS
 
@@ -67,3 +67,23 @@ def test_autocast_gives_the_originals_dtype(mask: torch.Tensor | None) -> None:
         expected = module(x, mask)
         accelerate(module, strict=True)
         assert module(x, mask).dtype == expected.dtype
+
+
+def test_a_second_call_leaves_what_is_inside() -> None:
+    """Its layers are a known list themselves, where they are scaled."""
+    module, x = randomise(WaveNet(8, 3, scale=True, norm="plain")).eval(), torch.randn(2, 8, 21)
+    with torch.no_grad():
+        expected = module(x)
+        accelerate(module, strict=True)
+        assert [(e.path, e.reason) for e in accelerate(module)] == [("", "replaced by an earlier call")]
+        close([module(x)], [expected])
+
+
+def test_with_its_layers_replaced_before_it_is_left() -> None:
+    module, x = randomise(WaveNet(8, 3, scale=True, norm="plain")).eval(), torch.randn(2, 8, 21)
+    with torch.no_grad():
+        expected = module(x)
+        accelerate(module.conv_layers, strict=True)
+        whole, layers = accelerate(module)
+        assert whole.reason == "`conv_layers` in it was replaced by an earlier call" and layers.path == "conv_layers"
+        close([module(x)], [expected])
