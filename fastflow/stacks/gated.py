@@ -115,7 +115,9 @@ class FusedWN(GatedBlock):
     @classmethod
     def knows(cls, module: nn.Module) -> bool:
         parts = (*cls.attributes, "in_layers", "res_skip_layers")
-        return all(hasattr(module, name) for name in parts) and arguments(module) == cls.forward_arguments
+        wanted = cls.forward_arguments
+        without = tuple(name for name in wanted if name != "kwargs")  # which no original reads, and RVC's does not take
+        return all(hasattr(module, name) for name in parts) and arguments(module) in (wanted, without)
 
     @classmethod
     def objection(cls, module: Any) -> str | None:

@@ -111,6 +111,20 @@ def test_coupling_with_a_scale_is_left_on_a_cpu_and_strict_does_not_mind() -> No
     assert left.path == "" and left.reason == couplings.ON_A_CPU and not left.refused
 
 
+class WNOfRVC(WN):
+    def forward(self, x: Tensor, x_mask: Tensor, g: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        return super().forward(x, x_mask, g)
+
+
+@pytest.mark.parametrize("length", [21, 3])
+def test_wn_of_rvc_takes_no_kwargs(length: int) -> None:
+    torch.manual_seed(0)
+    module = randomise(WNOfRVC(8, 5, 2, 3, 3))
+    x, g = inputs_of((2, 8, length), (2, 3, 1))
+    report = replaced_equals_original(module, lambda: module(x, masked(length, 2), g), [x, g], 1)
+    assert report.entries[0].op == "wn"
+
+
 class OfRVC(ResidualCouplingLayer):
     def forward(self, x: Tensor, x_mask: Tensor, g: Tensor | None = None, reverse: bool = False) -> Any:
         y = super().forward(x, x_mask, g, reverse)
