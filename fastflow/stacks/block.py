@@ -152,9 +152,9 @@ def disagreement(module: nn.Module, block: type[Block]) -> str | None:
     The question here is only whether both are the same formula, up to rounding; the tests of each stack hold the
     results to closer bounds.
     """
+    if (missing := _no_values(module)) is not None:
+        return missing
     reference = like(module)
-    if reference.device.type == "meta":
-        return None
     generator = torch.Generator().manual_seed(0)
 
     def randn(*shape: int) -> Tensor:
@@ -183,11 +183,23 @@ def disagreement(module: nn.Module, block: type[Block]) -> str | None:
         if [t.shape for t in theirs] != [t.shape for t in ours]:
             shapes = " for ".join(str([list(t.shape) for t in result]) for result in (ours, theirs))
             return f"its forward returns something else: {shapes}"
+        if not any(torch.isfinite(t).any() for t in theirs):
+            return "its forward returns nothing finite on an example: there is nothing to compare"
         for a, b in zip(theirs, ours, strict=True):
-            finite = torch.isfinite(a)  # weights that were never set may be anything
+            finite = torch.isfinite(a)  # some logarithms of determinants are not
             a, b = a[finite].double(), b[finite].double()
             if not (a - b).norm() <= tolerance * a.norm():
                 return f"its forward computes something else: off by {(a - b).norm() / a.norm():.2g}"
+    return None
+
+
+def _no_values(module: nn.Module) -> str | None:
+    """Return that a module cannot be compared before its weights are loaded, or None."""
+    if any(t.is_meta for t in (*module.parameters(), *module.buffers())):
+        return "it has no values yet: load the weights first"
+    for name, p in module.named_parameters():
+        if not torch.isfinite(p.detach()).all():  # never set, it may be anything
+            return f"`{name}` is not finite: load the weights first"
     return None
 
 

@@ -109,6 +109,23 @@ def test_fork_that_computes_something_else_is_left(fork: type[WN], reason: str) 
     assert entry.refused and entry.reason.startswith(reason) and type(module) is fork and module.training
 
 
+def test_without_values_there_is_nothing_to_compare() -> None:
+    with torch.device("meta"):
+        module = WN(8, 5, 1, 2)
+    (entry,) = accelerate(module)
+    assert entry.refused and entry.reason == "it has no values yet: load the weights first"
+    module = WN(8, 5, 1, 2)
+    with torch.no_grad():
+        module.in_layers[1].bias[3] = torch.nan
+    (entry,) = accelerate(module)
+    assert entry.refused and entry.reason == "`in_layers.1.bias` is not finite: load the weights first"
+    module = WN(8, 5, 1, 2)
+    nn.init.constant_(module.res_skip_layers[1].bias, 3e38)
+    nn.init.constant_(module.res_skip_layers[0].bias, 3e38)
+    (entry,) = accelerate(module)
+    assert entry.refused and "nothing finite" in entry.reason
+
+
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
