@@ -22,7 +22,7 @@ class WaveNet(GatedBlock):
     """`WaveNet` of `conv_layers`, conditioned layer by layer; every layer has residual rows.
 
     It masks what is added to the residual stream, ours the sum: the same where the input is zero outside the mask, as
-    in all its callers.
+    in all its callers, whose masking also makes the gradients there the same. Elsewhere the original runs.
     """
 
     stack = "ESPnet VITS"
@@ -56,9 +56,7 @@ class WaveNet(GatedBlock):
         mask[1, :, 7:] = 0
         into = module.first_conv.in_channels if module.use_first_conv else layer.residual_channels
         x = randn(2, into, 11)
-        if module.use_first_conv:
-            mask = torch.ones_like(mask)
-        examples: list[dict[str, Any]] = [{"x": x * mask, "x_mask": mask}, {"x": x}]
+        examples: list[dict[str, Any]] = [{"x": x * mask, "x_mask": mask}, {"x": x, "x_mask": mask}, {"x": x}]
         if layer.conv1x1_glo is not None:
             examples.append({"x": x * mask, "x_mask": mask, "g": randn(2, layer.conv1x1_glo.in_channels, 1)})
         if layer.conv1x1_aux is not None:
@@ -86,13 +84,26 @@ class WaveNet(GatedBlock):
             [],
         )
 
+    def _masks_alike(self, x: Tensor, mask: Tensor | None) -> bool:
+        """Whether it makes no difference that ours masks the whole residual stream."""
+        if mask is None:
+            return True
+        # the first convolution's bias is not masked; and looking at x would break a graph that is being recorded
+        if (
+            self.use_first_conv
+            or torch.compiler.is_compiling()
+            or (x.is_cuda and torch.cuda.is_current_stream_capturing())
+        ):
+            return False
+        return torch.equal(x * mask, x.to(torch.promote_types(x.dtype, mask.dtype)))
+
     def forward(self, x: Tensor, x_mask: Tensor | None = None, c: Tensor | None = None, g: Tensor | None = None) -> Any:
         network: Any = self
         first, count = network.conv_layers[0], len(network.conv_layers)
         given = [c is not None, g is not None]
         wanted = [first.conv1x1_aux is not None, first.conv1x1_glo is not None]
         dropped = self.training and first.dropout_rate > 0
-        if dropped or (any(given) and given != wanted) or not self._worth_it(x):
+        if dropped or (any(given) and given != wanted) or not self._worth_it(x) or not self._masks_alike(x, x_mask):
             return super().forward(x, x_mask, c, g)
         h = network.first_conv(x) if network.use_first_conv else x
         cond = as_cond(c if g is None else g, h)

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
-from fastflow.stacks import accelerate
+from fastflow.stacks import accelerate, espnet
 from tests.stacks.checks import close, inputs_of, masked, randomise, replaced_equals_original
 from tests.stacks.espnet_twin import ResidualAffineCouplingLayer, WaveNet
 from tests.stacks.vits_twin import NORMS
@@ -29,6 +30,32 @@ def test_wavenet_is_the_original(norm: str, options: dict[str, Any]) -> None:
     x, c, g = inputs_of((2, first or 8, 21), (2, aux, 21) if aux else None, (2, glo, 1) if glo else None)
     mask = None if first else masked(21, 13)
     replaced_equals_original(module, lambda: module(x if mask is None else x * mask, mask, c=c, g=g), [x, c, g], 1)
+
+
+@pytest.mark.parametrize("options", [{}, {"glo": 3}, {"first": 1}], ids=["VITS", "VITS, speakers", "first convolution"])
+def test_input_that_is_not_zero_outside_the_mask(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    module = randomise(WaveNet(8, 3, **options))
+    x, g = inputs_of((2, options.get("first", 8), 21), (2, 3, 1) if "glo" in options else None)
+    replaced_equals_original(module, lambda: module(x, masked(21, 13), g=g), [x, g], 1)
+
+
+def test_masked_input_is_ours() -> None:
+    module, x, mask = randomise(WaveNet(8, 3)).eval(), torch.randn(2, 8, 21), masked(21, 13)
+    accelerate(module, strict=True)
+    with torch.no_grad(), mock.patch.object(espnet, "as_mask", wraps=espnet.as_mask) as ours:
+        module(x * mask, mask)
+        assert ours.call_count == 1
+        module(x, mask)
+        assert ours.call_count == 1
+
+
+def test_compiled_with_a_mask_there_are_no_graph_breaks() -> None:
+    torch.compiler.reset()
+    module, x, mask = randomise(WaveNet(8, 2, norm="plain")).eval(), torch.randn(2, 8, 21), masked(21, 13)
+    accelerate(module, strict=True)
+    with torch.no_grad():
+        close([torch.compile(module, fullgraph=True, backend="eager")(x, mask)], [module(x, mask)])
 
 
 def test_one_of_two_conditionings_runs_the_original() -> None:
