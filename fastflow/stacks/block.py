@@ -165,16 +165,19 @@ def disagreement(module: nn.Module, block: type[Block]) -> str | None:
         for part, _ in modes:
             part.training = False
         with torch.no_grad(), no_autocast(reference.device):
-            examples = block.example(module, randn)
+            step = "no example can be made for it"
             try:
+                examples = block.example(module, randn)
+                step = "its own forward fails on an example"
                 expected = [_tensors(block.results(module, example)) for example in examples]
-            except Exception as error:
-                return f"its own forward fails on an example: {type(error).__name__}: {error}"
-            replace(module, block)
-            try:
-                got = [_tensors(block.results(module, example)) for example in examples]
-            finally:
-                revert(module)
+                step = "its replacement fails on an example"
+                replace(module, block)
+                try:
+                    got = [_tensors(block.results(module, example)) for example in examples]
+                finally:
+                    revert(module)
+            except Exception as error:  # it only looks like what is known: anything may happen
+                return f"{step}: {type(error).__name__}: {error}"
     finally:
         for part, mode in modes:
             part.training = mode

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
 from fastflow.stacks import block as blocks
@@ -134,7 +135,7 @@ def accelerate(module: nn.Module, *, strict: bool = False) -> Report:
     for part, (path, *also) in names.items():
         if part in inside:
             continue
-        known = [block for block in BLOCKS if block.knows(part)]
+        known = [block for block in BLOCKS if _knows(block, part)]
         if not known:
             continue
         block, refusal = _fitting(part, known)
@@ -161,13 +162,30 @@ def accelerate(module: nn.Module, *, strict: bool = False) -> Report:
     return report
 
 
+def _knows(block: type[Block], module: nn.Module) -> bool:
+    """Whether `module` is of this kind; what a look-alike makes `knows` fail on is not."""
+    if isinstance(module, torch.jit.ScriptModule):  # whose class cannot be exchanged
+        return False
+    try:
+        return block.knows(module)
+    except Exception:
+        return False
+
+
+def _objection(module: nn.Module, block: type[Block]) -> str | None:
+    try:
+        return block.objection(module)
+    except Exception as error:
+        return f"it has not the parts that its names promise: {type(error).__name__}: {error}"
+
+
 def _fitting(module: nn.Module, known: list[type[Block]]) -> tuple[type[Block], str | None]:
     """Return the kind of block that can replace a module; or the first that knows it, and why it cannot."""
     if isinstance(module, Block):
         return blocks.kind(module), "replaced by an earlier call"
     reasons = []
     for block in known:
-        reason = _replaced_part(module, block) or block.objection(module) or blocks.disagreement(module, block)
+        reason = _replaced_part(module, block) or _objection(module, block) or blocks.disagreement(module, block)
         if reason is None:
             return block, None
         reasons.append(reason)

@@ -8,6 +8,7 @@ import os
 import pickle
 import random
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import fastflow
-from fastflow.stacks import AccelerateError, accelerate, revert
+from fastflow.stacks import AccelerateError, accelerate, flowavenet, revert, vits
 from fastflow.stacks.block import Block
 from fastflow.stacks.gated import GatedBlock
 from tests.stacks.checks import close, masked, randomise, run
@@ -124,6 +125,63 @@ def test_without_values_there_is_nothing_to_compare() -> None:
     nn.init.constant_(module.res_skip_layers[0].bias, 3e38)
     (entry,) = accelerate(module)
     assert entry.refused and "nothing finite" in entry.reason
+
+
+class Other(nn.Module):
+    """With the names of a block of FloWaveNet, or of Glow-TTS, and parts of its own."""
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def reverse(self, output: Tensor) -> Tensor:
+        return output
+
+
+class OtherCoupling(Other):
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        return x
+
+
+class OtherActNorm(Other):
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class OtherGlow(Other):
+    def forward(self, x: Tensor, x_mask: Any = None, reverse: bool = False, **kwargs: Any) -> Tensor:
+        return x
+
+
+def test_lookalikes_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flowavenet, "on_cpu", lambda module: False)
+    part = nn.Linear(2, 2)
+    model = nn.ModuleDict(
+        {
+            "knows": OtherActNorm(loc=1.0, scale=1.0, initialized=True, logdet=True),
+            "objection": OtherGlow(start=part, end=part, wn=part, sigmoid_scale=False, in_channels=2),
+            "example": OtherCoupling(net=part, affine=True),
+            "replacement": OtherActNorm(loc=torch.ones(1, 2, 1), scale=1.0, initialized=True, logdet=True),
+        }
+    )
+    report = accelerate(model)
+    assert not report.replaced and {e.path: e.reason.partition(":")[0] for e in report.refused} == {
+        "objection": "it has not the parts that its names promise",
+        "example": "no example can be made for it",
+        "replacement": "its replacement fails on an example",
+    }
+    assert type(model["replacement"]) is OtherActNorm and "_fastflow" not in model["replacement"].__dict__
+
+
+def test_scripted_blocks_are_not_known() -> None:
+    class Plain(WN):
+        def forward(self, x: Tensor, x_mask: Tensor, g: Tensor | None = None, **kwargs: Any) -> Tensor:
+            return x * x_mask
+
+    scripted = torch.jit.trace(Plain(8, 5, 1, 2), (torch.randn(1, 8, 9), torch.ones(1, 1, 9)), check_trace=False)
+    with mock.patch.object(vits.WN, "knows", return_value=True):
+        assert not accelerate(scripted).entries
 
 
 @pytest.mark.parametrize(
