@@ -46,7 +46,7 @@ def objection(conv: Any, name: str, *, causal: bool = False) -> str | None:
     """Return why the convolution called `name` is not one that our operations compute, or None.
 
     They have stride 1, one group, zero "same" padding (unless `causal`, where the padding is not looked at), perhaps
-    weight norm over dimension 0, and no hooks, which would not run.
+    weight norm over dimension 0, and no hooks or patched forward, which would not run.
     """
     kind = type(conv)
     if not isinstance(conv, nn.Conv1d) or (kind.forward, kind._conv_forward) != (
@@ -54,6 +54,8 @@ def objection(conv: Any, name: str, *, causal: bool = False) -> str | None:
         nn.Conv1d._conv_forward,
     ):
         return f"`{name}` is a {kind.__name__}, not a plain convolution"
+    if "forward" in conv.__dict__:
+        return f"`{name}` has a `forward` of its own, which would not run"
     if conv.stride != (1,) or conv.groups != 1 or conv.padding_mode != "zeros":
         return f"`{name}` has stride {conv.stride[0]}, {conv.groups} groups and {conv.padding_mode} padding"
     reach = conv.dilation[0] * (conv.kernel_size[0] - 1)

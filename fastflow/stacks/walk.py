@@ -185,15 +185,18 @@ def _fitting(module: nn.Module, known: list[type[Block]]) -> tuple[type[Block], 
         return blocks.kind(module), "replaced by an earlier call"
     reasons = []
     for block in known:
-        reason = _replaced_part(module, block) or _objection(module, block) or blocks.disagreement(module, block)
+        reason = _changed_part(module, block) or _objection(module, block) or blocks.disagreement(module, block)
         if reason is None:
             return block, None
         reasons.append(reason)
     return known[0], reasons[0]
 
 
-def _replaced_part(module: nn.Module, block: type[Block]) -> str | None:
-    """Return that a part whose work `block` would do is replaced: it no longer looks like the original, or None."""
-    parts = module.named_modules() if block.whole else ()
-    names = [name for name, part in parts if isinstance(part, Block)]
-    return f"`{names[0]}` in it was replaced by an earlier call" if names else None
+def _changed_part(module: nn.Module, block: type[Block]) -> str | None:
+    """Return which part whose work `block` would do no longer does what its class says, or None."""
+    for name, part in module.named_modules() if block.whole else [("", module)]:
+        if isinstance(part, Block):
+            return f"`{name}` in it was replaced by an earlier call"
+        if "forward" in part.__dict__:  # which calls prefer to any class's
+            return f"{f'`{name}` in it' if name else 'it'} has a `forward` of its own, which would not run"
+    return None

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import fastflow
-from fastflow.stacks import AccelerateError, accelerate, flowavenet, revert, vits
+from fastflow.stacks import AccelerateError, accelerate, convs, flowavenet, revert, vits
 from fastflow.stacks.block import Block
 from fastflow.stacks.gated import GatedBlock
 from tests.stacks.checks import close, masked, randomise, run
@@ -172,6 +172,22 @@ def test_lookalikes_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
         "replacement": "its replacement fails on an example",
     }
     assert type(model["replacement"]) is OtherActNorm and "_fastflow" not in model["replacement"].__dict__
+
+
+def test_forward_patched_on_an_instance_is_not_lost() -> None:
+    for path, reason in (
+        ("", "it has a `forward` of its own, which would not run"),
+        ("in_layers.1", "`in_layers.1` in it has a `forward` of its own, which would not run"),
+        ("drop", "`drop` in it has a `forward` of its own, which would not run"),
+    ):
+        module = WN(8, 5, 1, 2)
+        part = module.get_submodule(path)
+        part.forward = lambda *args, part=part: 2 * type(part).forward(part, *args)  # type: ignore[method-assign]
+        (entry,) = accelerate(module)
+        assert entry.refused and entry.reason == reason
+    conv = nn.Conv1d(4, 4, 1)
+    conv.forward = lambda x: x  # type: ignore[method-assign]
+    assert convs.objection(conv, "conv") == "`conv` has a `forward` of its own, which would not run"
 
 
 def test_scripted_blocks_are_not_known() -> None:
