@@ -115,7 +115,8 @@ class InvConvNear(Block):
             return super().forward(x, x_mask, reverse, **kwargs)
         batch, channels, time = x.shape
         n = self._split(self)
-        mask, weight = as_mask(x_mask, x), self.get_parameter("weight")
+        weight: Any = self.weight  # in DataParallel's replicas a plain attribute
+        mask = as_mask(x_mask, x)
         log_det: Any = None
         if reverse:
             matrix = _stored(self)
@@ -158,7 +159,8 @@ class ActNorm(Block):
     def forward(self, x: Tensor, x_mask: Any = None, reverse: bool = False, **kwargs: Any) -> Any:
         if not self.initialized:
             return super().forward(x, x_mask, reverse, **kwargs)
-        bias, logs = self.get_parameter("bias"), self.get_parameter("logs")
+        bias: Any = self.bias  # in DataParallel's replicas plain attributes
+        logs: Any = self.logs
         mask, scale = as_mask(x_mask, x), torch.exp(logs)
         z, _ = actnorm(x, bias / scale, scale, mask=mask, reverse=reverse)
         return z, None if reverse else torch.sum(logs) * _steps(x, mask)

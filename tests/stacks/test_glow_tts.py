@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastflow.stacks import accelerate, couplings, glow_tts
-from tests.stacks.checks import inputs_of, masked, randomise, replaced_equals_original
+from tests.stacks.checks import close, inputs_of, masked, randomise, replaced_equals_original, tensors
 from tests.stacks.glow_tts_twin import ActNorm, CouplingBlock, FlowSpecDecoder, InvConvNear
 
 
@@ -76,6 +76,20 @@ def test_inverse_follows_the_weight_and_what_the_user_stored() -> None:
         module.weight.mul_(2)
         torch.testing.assert_close(module(x, reverse=True)[0], before / 2)  # stored is stored
     assert InvConvNear(8, no_jacobian=True)(x)[1] == 0
+
+
+@pytest.mark.parametrize("kind", [ActNorm, InvConvNear])
+def test_replicas_of_data_parallel_have_attributes_for_parameters(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    off_the_cpu(monkeypatch)
+    torch.manual_seed(0)
+    module, x = randomise(kind(8)).eval(), torch.randn(1, 8, 9)
+    accelerate(module, strict=True)
+    replica = module._replicate_for_data_parallel()
+    for name, p in module.named_parameters():
+        setattr(replica, name, p.detach().clone())
+    with torch.no_grad():
+        for reverse in (False, True):
+            close(tensors(replica(x, reverse=reverse)), tensors(module(x, reverse=reverse)))
 
 
 def test_actnorm_that_has_not_started_is_left() -> None:
