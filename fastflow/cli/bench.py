@@ -22,7 +22,7 @@ BACKENDS = tuple(name for name in options.BACKENDS if name not in ("auto", "refe
 @click.option("--backend", type=click.Choice(BACKENDS), multiple=True, help="Default: all that can run here.")
 @click.option("--threads", type=click.IntRange(1), help="Of the CPU; default: PyTorch's.")
 @click.option("--rounds", type=click.IntRange(1), default=7, show_default=True, help="Turns of each variant.")
-@click.option("--minutes", type=click.FloatRange(0), default=2.0, show_default=True, help="Start no case after this.")
+@click.option("--minutes", type=click.FloatRange(0), default=2.0, show_default=True, help="Start no more after this.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write the rows, too.")
 @click.option("--compare", "revision", type=options.TEXT, metavar="REV", help="Time a commit beside the working tree.")
 @click.option("--tiny", is_flag=True, help="Toy sizes, to see that everything runs.")

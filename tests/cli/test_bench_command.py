@@ -77,8 +77,14 @@ def test_it_needs_no_more_than_the_package_does() -> None:
 
 
 def test_cases_that_there_is_no_time_for_are_named() -> None:
-    found = list(quick.run(torch.device("cpu"), ["float32"], [], rounds=1, seconds=-1, tiny=True, say=print))
-    assert not found
+    """All but the first."""
+    result = run("--minutes", "0", "--dtype", "float32", "--dtype", "bfloat16", "--threads", "1")
+    assert result.exit_code == 0, result.output
+    first, *others = result.stderr.splitlines()
+    assert "left out" not in first and len(others) == 2 * (len(quick.operations(True)) + 1) - 1
+    assert all(line.endswith(" is left out: 0 seconds are over") for line in others)
+    op, case, _ = first.split(" | ")
+    assert f"| `{op}` | {case} | float32 | eager |" in result.stdout
 
 
 def test_published_sizes_are_there() -> None:
