@@ -75,13 +75,14 @@ class Clock:
             for i in range(count):
                 run((first + i) % self.sets)
             return (time.perf_counter() - start) * 1e3 / count
-        events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]  # type: ignore[no-untyped-call]
-        events[0].record()
-        for i in range(count):
-            run((first + i) % self.sets)
-        events[1].record()
-        events[1].synchronize()
-        return float(events[0].elapsed_time(events[1])) / count
+        with torch.cuda.device(self.device):  # events are recorded on the current device's stream
+            events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]  # type: ignore[no-untyped-call]
+            events[0].record()
+            for i in range(count):
+                run((first + i) % self.sets)
+            events[1].record()
+            events[1].synchronize()
+            return float(events[0].elapsed_time(events[1])) / count
 
     def measure(self, runs: Mapping[str, Run], rounds: int) -> dict[str, list[float]]:
         """Time the variants, taking turns within a round; the order turns from round to round."""
