@@ -23,8 +23,12 @@ from fastflow.bench.processes import Answers, Ended, Process
 from fastflow.bench.rows import Row
 from fastflow.bench.text import figure, table
 from fastflow.bench.timing import Run
+from fastflow.ops import registry
 
 TURN_MS = 50.0  # what is timed at once: shorter calls are made several times
+LACKING = "has no such operation"
+# What a build takes of the files that git does not know yet: what else lies in a checkout may be a data set.
+SOURCES = ("fastflow", "csrc", "setup.py", "setup.cfg", "pyproject.toml", "MANIFEST.in")
 
 
 class CompareError(Exception):
@@ -42,7 +46,9 @@ def side(spec: dict[str, Any]) -> None:
     no_tf32()
     if device.type == "cpu":
         torch.set_num_threads(spec["threads"])
-    answers.send(str(Path(__file__).parents[2]))
+    folder = Path(__file__).parents[2]
+    answers.send(str(folder))
+    about = rows.about(device, spec["commits"][folder.name])
     backends = spec["backends"] or quick.able(device)
     cases = quick.subjects(device, dtype, backends, spec["tiny"])
     subject: quick.Subject | None = None
@@ -51,15 +57,20 @@ def side(spec: dict[str, Any]) -> None:
     for question in answers.questions():
         if question is not None:
             subject = None
-            row = Row("bench", question, "", dtype, "")
+            op, case, _ = question.split(" | ")
+            row = Row("bench", case, op, dtype, "")
             try:
-                subject = cases[question]()
-                row, name = subject.row, list(subject.runs)[-1]  # the backend asked for, or what there is
-                row.variant, run = name, subject.runs[name]
-                worst(row, run(0), *subject.results(), DTYPES[dtype])
-                count = max(1, min(1000, round(TURN_MS / max(subject.clock.once(run, 0, 1), 1e-3))))
+                if op == "infer" or op in registry.SCHEMAS:
+                    subject = cases[question]()
+                    row, name = subject.row, list(subject.runs)[-1]  # the backend asked for, or what there is
+                    row.variant, run = name, subject.runs[name]
+                    worst(row, run(0), *subject.results(), DTYPES[dtype])
+                    count = max(1, min(1000, round(TURN_MS / max(subject.clock.once(run, 0, 1), 1e-3))))
+                else:
+                    row.refused = LACKING
             except Exception as error:
                 row.refused = f"{type(error).__name__}: {error}".splitlines()[0]
+            row.about, row.threads = about, torch.get_num_threads()
             answers.send(asdict(row))
         else:
             assert subject is not None
@@ -74,8 +85,10 @@ def side(spec: dict[str, Any]) -> None:
 class Comparison:
     """One case: milliseconds of each round, of the other commit, of what is here, and of what is here once more."""
 
-    row: Row
+    row: Row  # of what is here
+    about_there: dict[str, str] = field(default_factory=dict)  # as `row.about`
     refused: str = ""
+    wrong: bool = False  # refused, and not only because the other commit is older than the operation
     there: list[float] = field(default_factory=list)
     here: list[float] = field(default_factory=list)
     again: list[float] = field(default_factory=list)
@@ -94,13 +107,15 @@ def git(folder: Path, *arguments: str) -> str:
 
 @contextlib.contextmanager
 def trees(checkout: Path, revision: str) -> Iterator[tuple[Path, Path]]:
-    """Yield two folders: the commit, and what is in the checkout now, changes and new files included."""
+    """Yield two folders: the commit, and what is in the checkout now, changes and new sources included."""
     commit = git(checkout, "rev-parse", "--verify", "--end-of-options", f"{revision}^{{commit}}").strip()
     with tempfile.TemporaryDirectory(prefix="fastflow-bench-") as folder:
         there, here = Path(folder) / "there", Path(folder) / "here"
         git(checkout, "worktree", "add", "--detach", str(there), commit)
         try:
-            for name in git(checkout, "ls-files", "-co", "--exclude-standard", "-z").split("\0"):
+            known = git(checkout, "ls-files", "-z")
+            new = git(checkout, "ls-files", "-o", "--exclude-standard", "-z", "--", *SOURCES)
+            for name in (known + new).split("\0"):
                 if name and (checkout / name).is_file():
                     (here / name).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copy(checkout / name, here / name)
@@ -142,12 +157,21 @@ def processes(folders: Sequence[Path], spec: dict[str, Any]) -> Iterator[list[Pr
         yield sides
 
 
-def compare(revision: str, spec: dict[str, Any], *, rounds: int, say: Callable[[str], None]) -> Iterator[Comparison]:
+def compare(
+    revision: str,
+    spec: dict[str, Any],
+    dtypes: Sequence[str],
+    *,
+    rounds: int,
+    seconds: float,
+    say: Callable[[str], None],
+) -> Iterator[Comparison]:
     """Yield each case, timed on a commit and on what is in the checkout now.
 
     Args:
         revision: the commit, in git's spelling.
-        spec: device, dtype, backends (none: the fastest on each side), threads, tiny.
+        spec: device, backends (none: the fastest on each side), threads, tiny.
+        seconds: no case but the first is started when these are over; they count from when both sides are built.
 
     Raises:
         CompareError: no checkout, no such commit, or one of the two cannot be built or run.
@@ -157,26 +181,39 @@ def compare(revision: str, spec: dict[str, Any], *, rounds: int, say: Callable[[
     except OSError as error:
         raise CompareError(str(error)) from error
     with trees(checkout, revision) as (there, here):
+        commits = {
+            there.name: git(there, "describe", "--always", "--abbrev=12").strip(),
+            here.name: rows.commit(),
+        }
         for folder in (there, here):
             say(f"building {revision if folder is there else 'the working tree'}")
             build(folder, spec["device"].startswith("cuda"))
-        with processes((there, here, here), spec) as sides:
-            device = torch.device(spec["device"])
-            for name in quick.subjects(device, spec["dtype"], (), spec["tiny"]):
-                say(name)
-                try:
-                    yield one_case(sides, name, rounds)
-                except Ended as error:
-                    raise CompareError(f"{name}: {error}") from error
+        limit, device = quick.Limit(seconds, say), torch.device(spec["device"])
+        for dtype in dtypes:
+            with contextlib.ExitStack() as stack:
+                sides: list[Process] = []  # not started for cases that are all left out
+                for name in quick.subjects(device, dtype, (), spec["tiny"]):
+                    if not limit.starts(name):
+                        continue
+                    its = spec | {"dtype": dtype, "commits": commits}
+                    sides = sides or stack.enter_context(processes((there, here, here), its))
+                    try:
+                        yield one_case(sides, name, rounds)
+                    except Ended as error:
+                        raise CompareError(f"{name}: {error}") from error
 
 
 def one_case(sides: Sequence[Process], name: str, rounds: int) -> Comparison:
     """Have every side check a case, then time it, taking turns."""
     answers = [Row(**process.ask(name)) for process in sides]
-    found = Comparison(answers[1])
+    there, here = answers[:2]
+    found = Comparison(here, there.about)
     found.refused = "; ".join(
-        f"{who}: {row.refused}" for who, row in zip(("there", "here"), answers, strict=False) if row.refused
+        f"{who} {LACKING}" if row.refused == LACKING else f"{who}: {row.refused}"
+        for who, row in (("the commit", there), ("the working tree", here))
+        if row.refused
     )
+    found.wrong = bool(here.refused) or there.refused not in ("", LACKING)
     if found.refused:
         return found
     columns = (found.there, found.here, found.again)

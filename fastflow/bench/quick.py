@@ -69,6 +69,20 @@ def subjects(device: torch.device, dtype: str, backends: Sequence[str], tiny: bo
     return made | {f"infer | WaveGlow | {dtype}": waveglow}
 
 
+class Limit:
+    """Says which cases start; after `seconds` none but the first does: a table needs a row."""
+
+    def __init__(self, seconds: float, say: Callable[[str], None]) -> None:
+        self.seconds, self.say = seconds, say
+        self.end, self.first = time.monotonic() + seconds, True
+
+    def starts(self, name: str) -> bool:
+        late = not self.first and time.monotonic() > self.end
+        self.say(f"{name} is left out: {self.seconds:.0f} seconds are over" if late else name)
+        self.first = False
+        return not late
+
+
 def run(
     device: torch.device,
     dtypes: Sequence[str],
@@ -80,16 +94,12 @@ def run(
     say: Callable[[str], None],
 ) -> Iterator[Row]:
     """Check and time every case on plain PyTorch and on `backends`; start none but the first after `seconds`."""
-    end = time.monotonic() + seconds
-    first = True  # a table needs a row
+    limit = Limit(seconds, say)
     for dtype in dtypes:
         held = rates(DTYPES[dtype], device, tiny)
         for name, make in subjects(device, dtype, backends, tiny).items():
-            if time.monotonic() > end and not first:
-                say(f"{name} is left out: {seconds:.0f} seconds are over")
+            if not limit.starts(name):
                 continue
-            first = False
-            say(name)
             with torch.no_grad():
                 subject = make()
                 twin = list(subject.runs)[-1]

@@ -7,7 +7,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -63,7 +65,7 @@ def test_what_is_wrong_gets_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.exit_code == 1
     (line,) = [line for line in result.stdout.splitlines() if "`gate`" in line and "| cpu |" in line]
     assert line.replace(" ", "").endswith("|cpu|output0isoutofbounds|||||||")
-    assert "out of bounds: gate on cpu" in result.stderr
+    assert "no time for gate on cpu (output 0 is out of bounds)" in result.stderr
 
 
 def test_it_needs_no_more_than_the_package_does() -> None:
@@ -95,6 +97,12 @@ def test_published_sizes_are_there() -> None:
 # Two commits
 
 
+def commit(folder: Path) -> None:
+    identity = ["-c", "user.name=test", "-c", "user.email=test@example.com"]
+    for arguments in (["add", "-A"], [*identity, "commit", "-qm", "before"]):
+        subprocess.run(["git", *arguments], cwd=folder, check=True)
+
+
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A small checkout with one commit and, since then, a slower gate; its libraries are those that are built here."""
@@ -103,9 +111,8 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / ".gitignore").write_text("__pycache__\n*.so\n")
     (folder / "setup.py").touch()
     reference = folder / "fastflow" / "ops" / "gate" / "reference.py"
-    identity = ["-c", "user.name=test", "-c", "user.email=test@example.com"]
-    for arguments in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-qm", "before"]):
-        subprocess.run(["git", *arguments], cwd=folder, check=True)
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    commit(folder)
     reference.write_text(reference.read_text() + "\nraise_here = True\n")
     (folder / "fastflow" / "new.py").write_text("NEW = True\n")
     monkeypatch.setattr(rows, "checkout", lambda: folder)
@@ -114,8 +121,11 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_both_sides_are_folders_of_their_own_and_leave_nothing_behind(checkout: Path) -> None:
     (checkout / "fastflow" / "bench" / "text.py").write_text("CHANGED = True\n")
+    (checkout / "clips").mkdir()
+    (checkout / "clips" / "of_a_data_set.wav").touch()
     with compare.trees(checkout, "HEAD") as (there, here):
         assert (here / "fastflow/new.py").exists() and not (there / "fastflow/new.py").exists()
+        assert (here / "setup.py").exists() and not (here / "clips").exists()
         assert "raise_here" in (here / "fastflow/ops/gate/reference.py").read_text()
         assert "raise_here" not in (there / "fastflow/ops/gate/reference.py").read_text()
         for side in (there, here):  # one program measures both
@@ -128,16 +138,22 @@ def test_both_sides_are_folders_of_their_own_and_leave_nothing_behind(checkout: 
         pass
 
 
-def test_two_commits_are_timed_taking_turns(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    built = []
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
+    """What was built; the libraries that are built here stand in."""
+    folders = []
 
     def build(folder: Path, cuda: bool) -> None:
-        built.append((folder.name, cuda))
+        folders.append((folder.name, cuda))
         for library in PACKAGE.glob("_cpu.so"):
             shutil.copy(library, folder / "fastflow")
 
     monkeypatch.setattr(compare, "build", build)
     monkeypatch.setattr(compare, "TURN_MS", 1.0)
+    return folders
+
+
+def test_two_commits_are_timed_taking_turns(checkout: Path, tmp_path: Path, built: list[tuple[str, bool]]) -> None:
     result = run("--compare", "HEAD", "--threads", "1", "--json", str(tmp_path / "rows.json"))
     assert result.exit_code == 0, result.output
     assert built == [("there", False), ("here", False)]
@@ -145,7 +161,73 @@ def test_two_commits_are_timed_taking_turns(checkout: Path, tmp_path: Path, monk
     assert {one["row"]["op"] for one in found} == {"infer", *quick.OPERATIONS}
     for one in found:
         assert len(one["there"]) == len(one["here"]) == len(one["again"]) == 2 and not one["refused"]
+        there, here = one["about_there"], one["row"]["about"]
+        assert here["commit"] == there["commit"] + "-dirty" and here["device"] == there["device"]
+        assert here["torch"] == there["torch"] == torch.__version__ and one["row"]["threads"] == 1
     assert "| HEAD, ms | working tree, ms | HEAD / working tree [20 %, 80 %] |" in result.stdout
+
+
+def test_two_dtypes_are_built_once_and_cases_stop_after_the_minutes(
+    checkout: Path, built: list[tuple[str, bool]]
+) -> None:
+    result = run("--compare", "HEAD", "--threads", "1", "--minutes", "0", "--dtype", "float32", "--dtype", "bfloat16")
+    assert result.exit_code == 0, result.output
+    assert built == [("there", False), ("here", False)]
+    lines = [line for line in result.stderr.splitlines() if " | " in line]
+    assert not lines[0].endswith(" are over") and all(line.endswith(": 0 seconds are over") for line in lines[1:])
+    assert len(lines) == 2 * (len(quick.operations(True)) + 1) and result.stdout.count("| float32 |") == 1
+
+
+class Side:
+    """Stands in for a side's process."""
+
+    def __init__(self, refused: str) -> None:
+        self.refused = refused
+
+    def ask(self, question: str | None) -> Any:
+        row = Row("bench", "toy", "gate", "float32", "", refused=self.refused, about={"commit": "abc"})
+        return 1.0 if question is None else asdict(row)
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "refused", "wrong"),
+    [
+        ("", "", "", False),
+        (compare.LACKING, "", "the commit has no such operation", False),
+        ("output 0 is out of bounds", "", "the commit: output 0 is out of bounds", True),
+        ("", "RuntimeError: no", "the working tree: RuntimeError: no", True),
+    ],
+)
+def test_an_operation_that_a_commit_lacks_is_not_wrong(
+    monkeypatch: pytest.MonkeyPatch, there: str, here: str, refused: str, wrong: bool
+) -> None:
+    sides = [Side(there), Side(here), Side(here)]
+    one = compare.one_case(sides, "gate | toy | float32", 2)  # type: ignore[arg-type]
+    assert (one.refused, one.wrong, len(one.there)) == (refused, wrong, 0 if refused else 2)
+    monkeypatch.setattr(compare, "compare", lambda *_, **__: iter([one]))
+    result = run("--compare", "HEAD")
+    assert result.exit_code == wrong
+    assert (f"no time for gate, toy, float32 ({refused})" in result.stderr) == wrong
+
+
+def test_a_case_that_raises_is_named_beside_one_that_the_commit_lacks(
+    checkout: Path, built: list[tuple[str, bool]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ops, model = checkout / "fastflow" / "ops" / "__init__.py", checkout / "fastflow" / "models" / "waveglow.py"
+    now = ops.read_text()
+    ops.write_text(now + '\nregistry.SCHEMAS.pop("actnorm")\n')
+    commit(checkout)
+    ops.write_text(now)
+    model.write_text(
+        model.read_text() + '\n\ndef no(*_, **__):\n    raise RuntimeError("no")\nWaveGlow.__init__ = no\n'
+    )
+    toys = [case for case in quick.operations(tiny=True) if case.op in ("gate", "actnorm")]
+    monkeypatch.setattr(quick, "operations", lambda tiny: toys)
+    result = run("--compare", "HEAD", "--threads", "1")
+    assert result.exit_code == 1, result.output
+    said = "no time for infer, WaveGlow, float32 (the working tree: RuntimeError: no)"
+    assert result.stderr.splitlines()[-1].endswith(said)
+    assert "| the commit has no such operation |" in result.stdout and "| `gate` |" in result.stdout
 
 
 def test_ratios_are_of_the_same_round() -> None:
