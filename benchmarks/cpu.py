@@ -338,7 +338,7 @@ class Worker:
     """A variant's process: a program that takes `--worker` and answers as `worker` does."""
 
     module = "benchmarks.cpu"
-    row_class: type[Row] = Row
+    part = "cpu"  # of the row, where the process ends before it sends one
 
     def __init__(self, spec: dict[str, Any]) -> None:
         threads = str(spec["threads"])
@@ -346,11 +346,12 @@ class Worker:
         if spec["variant"].removesuffix(AGAIN).endswith(", kept"):
             environment |= KEPT
         self.times: list[Any] = []  # milliseconds, or what else `worker` answers
-        self.row = self.row_class("cpu", spec["case"], "", spec["dtype"], spec["variant"])
+        self.row = Row(self.part, spec["case"], "", spec["dtype"], spec["variant"], threads=spec["threads"])
+        self.row.flows = spec.get("flows", 0)
         arguments = ["--worker", json.dumps(spec)]
         self._process = Process(self.module, arguments, folder=ROOT, environment=environment)
         try:
-            self.row = self.row_class(**self._process.answer())
+            self.row = Row(**self._process.answer())
         except Ended as error:
             self.row.refused = str(error)
 

@@ -184,6 +184,7 @@ class Worker(cpu.Worker):
     """A variant's process."""
 
     module = "benchmarks.memory"
+    part = "memory"
 
 
 def bench(spec: dict[str, Any], variants: Sequence[str], rounds: int) -> list[Row]:

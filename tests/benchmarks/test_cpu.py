@@ -90,7 +90,7 @@ def test_a_process_that_ends_is_a_refused_row(tmp_path: Path) -> None:
     spec = {"case": "no such case", "dtype": "float32", "threads": 1, "tiny": True, "variant": "eager", "file": ""}
     worker = cpu.Worker(spec)
     worker.close()
-    assert worker.row.refused == "its process ended: KeyError: 'no such case'"
+    assert worker.row.refused == "its process ended: KeyError: 'no such case'" and worker.row.part == "cpu"
 
 
 def test_what_is_not_installed_is_left_out(

@@ -26,6 +26,21 @@ def test_rows_of_all_variants_are_stored(tmp_path: Path, capsys: pytest.CaptureF
     assert "| 4 | fastflow, invert |" in capsys.readouterr().out
 
 
+def test_a_process_that_ends_is_a_refused_row_of_this_part() -> None:
+    spec = {
+        "case": "training",
+        "dtype": "float32",
+        "threads": 1,
+        "tiny": True,
+        "variant": "no such variant",
+        "flows": 4,
+    }
+    worker = memory.Worker(spec)
+    worker.close()
+    row = worker.row
+    assert row.refused.startswith("its process ended: ") and (row.part, row.flows, row.threads) == ("memory", 4, 1)
+
+
 @pytest.mark.parametrize("flows", [4, 24])
 def test_the_published_forward_is_ours(flows: int) -> None:
     model, mel, audio = memory.model_and_inputs(flows, tiny=True)
