@@ -25,6 +25,8 @@ _PCM_BITS = {"PCM_16": 16, "PCM_24": 24}
 _SUBTYPES = {".wav": ("PCM_16", "PCM_24", "FLOAT"), ".flac": ("PCM_16", "PCM_24")}
 # Programs that stream a wav cannot know its length and write a size near the top of the field instead.
 _UNKNOWN_SIZE = 0x7FFF0000
+# Those that stream a flac leave its length out; libsndfile then says 2**63 - 1 samples.
+_IMPLAUSIBLE_FRAMES = 1 << 40
 
 
 def read_audio(path: str | os.PathLike[str], sampling_rate: int = 22050) -> Tensor:
@@ -52,6 +54,7 @@ def read_audio(path: str | os.PathLike[str], sampling_rate: int = 22050) -> Tens
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             rate, promised = file.samplerate, file.frames
+            _check_length(path, promised)
             samples = _decode(file)
     except soundfile.SoundFileError as error:
         raise AudioError(f"cannot read {path}: it cannot be decoded as audio ({_reason(error)})") from error
@@ -73,7 +76,8 @@ def read_audio(path: str | os.PathLike[str], sampling_rate: int = 22050) -> Tens
 def audio_length(path: str | os.PathLike[str], sampling_rate: int = 22050) -> int:
     """How many samples `read_audio` gives at least, by the file's header alone.
 
-    Raises AudioError naming the path and the reason: missing, a directory, empty, not audio, no samples.
+    Raises AudioError naming the path and the reason: missing, a directory, empty, not audio, no samples, a header
+    that does not say how many.
     """
     import soundfile
 
@@ -86,6 +90,7 @@ def audio_length(path: str | os.PathLike[str], sampling_rate: int = 22050) -> in
         raise AudioError(f"cannot read {path}: it cannot be decoded as audio ({_reason(error)})") from error
     rate = int(header.samplerate)
     _check_file_rate(path, rate)
+    _check_length(path, header.frames)
     length = int(header.frames) * sampling_rate // rate
     if length == 0:
         raise AudioError(f"cannot read {path}: it holds no samples")
@@ -142,6 +147,11 @@ def _check_file(path: Path) -> None:
         raise AudioError(f"cannot read {path}: no such file") from None
     except OSError as error:
         raise AudioError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _check_length(path: Path, frames: int) -> None:
+    if frames >= _IMPLAUSIBLE_FRAMES:
+        raise AudioError(f"cannot read {path}: its header does not say how long it is")
 
 
 def _check_file_rate(path: Path, rate: int) -> None:

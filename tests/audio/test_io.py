@@ -14,7 +14,7 @@ import pytest
 import soundfile
 import torch
 
-from fastflow.audio import AudioError, io, read_audio, write_audio
+from fastflow.audio import AudioError, audio_length, io, read_audio, write_audio
 
 RATE = 22050
 
@@ -187,6 +187,19 @@ def test_flac_truncated(tmp_path, noise, kept):
     (tmp_path / "cut.flac").write_bytes(data[: int(kept * len(data))])
     with pytest.raises(AudioError, match=r"cut\.flac: it (cannot be decoded as audio \(|is truncated, )"):
         read_audio(tmp_path / "cut.flac")
+
+
+def test_flac_of_unknown_length(tmp_path, noise):
+    path = tmp_path / "x.flac"
+    write_audio(path, noise, RATE)
+    data = bytearray(path.read_bytes())
+    assert audio_length(path, RATE) == int.from_bytes(data[22:26], "big") == 5000
+    data[21] &= 0xF0  # the 36 bits from here on are STREAMINFO's total samples
+    data[22:26] = bytes(4)
+    path.write_bytes(data)
+    for read in (audio_length, read_audio):
+        with pytest.raises(AudioError, match=r"x\.flac: its header does not say how long it is$"):
+            read(path)
 
 
 def test_flac_cut_between_two_blocks(tmp_path, noise, monkeypatch):
