@@ -102,7 +102,7 @@ class WaveNet(GatedBlock):
         first, count = network.conv_layers[0], len(network.conv_layers)
         given = [c is not None, g is not None]
         wanted = [first.conv1x1_aux is not None, first.conv1x1_glo is not None]
-        dropped = self.training and first.dropout_rate > 0
+        dropped = any(layer.training and layer.dropout_rate > 0 for layer in network.conv_layers)
         if dropped or (any(given) and given != wanted) or not self._worth_it(x) or not self._masks_alike(x, x_mask):
             return super().forward(x, x_mask, c, g)
         h = network.first_conv(x) if network.use_first_conv else x

@@ -103,7 +103,7 @@ def as_cond(g: Tensor | None, h: Tensor) -> Tensor | None:
 class FusedWN(GatedBlock):
     """The WN of VITS and Glow-TTS, and what was made of it: `in_layers`, `res_skip_layers`, one `cond_layer`.
 
-    Rows of `res_skip_layers.i`: residual, then skip; the last layer has skip rows only. In training with dropout the
+    Rows of `res_skip_layers.i`: residual, then skip; the last layer has skip rows only. While its dropout drops the
     original's forward runs: stacks place their dropout differently.
     """
 
@@ -168,13 +168,13 @@ class FusedWN(GatedBlock):
             cond_biases,
         )
 
-    def _dropout(self) -> float:
-        """Return how much is dropped in training."""
-        return max((part.p for part in self.children() if isinstance(part, nn.Dropout)), default=0.0)
+    def _drops(self) -> bool:
+        """Whether something is dropped now: a dropout may be in training where the block is not, and the reverse."""
+        return any(isinstance(part, nn.Dropout) and part.training and part.p > 0 for part in self._modules.values())
 
     def _fused(self, x: Tensor, mask: Any, g: Tensor | None) -> Tensor | None:
         """Return what forward returns, or None where the original has to run."""
-        if (self.training and self._dropout() > 0) or not self._worth_it(x):
+        if self._drops() or not self._worth_it(x):
             return None
         if g is not None:
             _ = self.cond_layer  # without one the original fails here as well

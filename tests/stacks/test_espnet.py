@@ -79,6 +79,18 @@ def test_dropout_in_training_is_the_originals() -> None:
         assert torch.equal(module(x), expected)
 
 
+def test_dropout_of_layers_in_training_is_the_originals() -> None:
+    torch.manual_seed(0)
+    module, x = WaveNet(8, 2, p=0.5).eval(), torch.randn(2, 8, 21)
+    module.conv_layers.train()
+    with torch.no_grad():
+        torch.manual_seed(1)
+        expected = module(x)
+        accelerate(module, strict=True)
+        torch.manual_seed(1)
+        assert torch.equal(module(x), expected)
+
+
 @pytest.mark.parametrize("inverse", [False, True])
 def test_coupling_is_the_original(inverse: bool) -> None:
     torch.manual_seed(0)

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
 
-from fastflow.stacks import accelerate, couplings
+from fastflow.stacks import accelerate, couplings, vits
 from fastflow.stacks.vits import Coupling
 from tests.stacks.checks import inputs_of, masked, randomise, replaced_equals_original
 from tests.stacks.vits_twin import NORMS, WN, ResidualCouplingBlock, ResidualCouplingLayer
@@ -64,6 +65,24 @@ def test_dropout_in_training_is_the_originals() -> None:
     expected = call()
     accelerate(module, strict=True)
     assert torch.equal(call(), expected)
+
+
+@pytest.mark.parametrize("block", [False, True])
+@pytest.mark.parametrize("drops", [False, True])
+def test_the_dropouts_own_mode_counts(block: bool, drops: bool) -> None:
+    """As where uncertainty is sampled with dropout in evaluation."""
+    torch.manual_seed(0)
+    module = randomise(WN(8, 5, 1, 2, p_dropout=0.5)).train(block)
+    module.drop.train(drops)
+    x, mask = torch.randn(1, 8, 30), torch.ones(1, 1, 30)
+    with torch.no_grad(), mock.patch.object(vits.WN, "_stack", autospec=True, side_effect=vits.WN._stack) as ours:
+        torch.manual_seed(1)
+        expected = module(x, mask)
+        accelerate(module, strict=True)
+        ours.reset_mock()
+        torch.manual_seed(1)
+        torch.testing.assert_close(module(x, mask), expected, rtol=1e-4, atol=1e-5)
+        assert ours.called != drops
 
 
 def test_autocast_gives_the_dtype_of_the_input() -> None:
