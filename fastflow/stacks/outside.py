@@ -61,7 +61,7 @@ class WaveFlowBlock(_Outside):
 
 
 class TransformerFlow(_Outside):
-    """`TransformerCouplingBlock` of MeloTTS and Bert-VITS2; its couplings may be replaced, not their networks."""
+    """`TransformerCouplingBlock` of MeloTTS and Bert-VITS2; its couplings are replaced, not their networks."""
 
     stack = "MeloTTS, Bert-VITS2"
     why = "its networks are transformers"

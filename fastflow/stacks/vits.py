@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastflow.stacks.block import Block
 from fastflow.stacks.couplings import ResidualCoupling
@@ -47,18 +47,4 @@ class CouplingOfRVC(Coupling):
         return y, torch.zeros([1]) if reverse else log_det
 
 
-class TransformerFlow(Block):
-    """The flow of MeloTTS and Bert-VITS2, whose couplings' networks are transformers."""
-
-    stack = "MeloTTS, Bert-VITS2"
-
-    @classmethod
-    def knows(cls, module: nn.Module) -> bool:
-        return type(module).__name__ == "TransformerCouplingBlock"
-
-    @classmethod
-    def objection(cls, module: nn.Module) -> str | None:
-        return "its networks are transformers, not gated stacks"
-
-
-BLOCKS: tuple[type[Block], ...] = (WN, Coupling, CouplingOfRVC, TransformerFlow)
+BLOCKS: tuple[type[Block], ...] = (WN, Coupling, CouplingOfRVC)

@@ -170,17 +170,41 @@ def test_one_wn_shared_by_all_couplings_stays_shared() -> None:
     assert module.flows[2].enc is module.flows[0].enc
 
 
-def test_depthwise_layers_and_transformer_flows_are_left_and_named() -> None:
-    class TransformerCouplingBlock(torch.nn.Module):
-        pass
-
+def test_depthwise_layers_are_left_and_named() -> None:
     wn = WN(8, 5, 1, 2)
     depth = torch.nn.Conv1d(8, 8, 5, padding=2, groups=8)
     wn.in_layers[1] = torch.nn.Sequential(depth, torch.nn.Conv1d(8, 16, 1))  # so-vits-svc's `use_depthwise_conv`
-    model = torch.nn.ModuleDict({"wn": wn, "flow": TransformerCouplingBlock()})
-    report = accelerate(model)
+    report = accelerate(torch.nn.ModuleDict({"wn": wn}))
     assert not report.replaced and type(wn) is WN
     assert [(e.path, e.reason) for e in report.refused] == [
-        ("wn", "`in_layers.1` is a Sequential, not a plain convolution"),
-        ("flow", "its networks are transformers, not gated stacks"),
+        ("wn", "`in_layers.1` is a Sequential, not a plain convolution")
+    ]
+
+
+class Transformer(torch.nn.Module):
+    """In place of one, with its arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = torch.nn.Conv1d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor, x_mask: Tensor, g: Tensor | None = None) -> Tensor:
+        return torch.relu(self.mix(x * x_mask)) * x_mask
+
+
+class TransformerCouplingBlock(ResidualCouplingBlock):
+    pass
+
+
+def test_of_a_transformer_flow_the_couplings_are_replaced() -> None:
+    """As MeloTTS's and Bert-VITS2's: the flow is named once, with why its networks are left."""
+    torch.manual_seed(0)
+    module = TransformerCouplingBlock(6, 8, 2, 1)
+    module.flows[0].enc = Transformer()
+    randomise(module)
+    x, mask = *inputs_of((2, 6, 21)), masked(21, 13)
+    report = replaced_equals_original(module, lambda: module(x, mask, reverse=True), [x], 1)
+    assert [(e.path, e.op or e.reason) for e in report] == [
+        ("", "its networks are transformers"),
+        ("flows.0", "affine_coupling"),
     ]
