@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -19,6 +19,9 @@ class LayerList(GatedBlock):
     The replaced list iterates over one callable instead: it takes what a block takes, runs all of them, and returns
     None, for the last residual that nobody reads, and the sum of all skips. Everything else about the list stays: its
     length, by which models scale the sum, its items, and their names.
+
+    So a loop for another purpose, as `for f in layers: f.requires_grad_(False)`, does not see the blocks, and fails by
+    name; `layers.children()`, `layers[i]` and `modules()` are the blocks as before.
 
     In training with dropout, or with hooks on a block, the list iterates over its blocks, as it was. Where a call is
     not worth it, the callable runs them one by one.
@@ -93,7 +96,7 @@ class LayerList(GatedBlock):
         layers = self._layers()
         if any(_hooked(layer) or (layer.training and self._dropout(layer) > 0) for layer in layers):
             return iter(layers)
-        return iter([self.all_layers])
+        return iter([_AllLayers(self.all_layers)])
 
     def __getitem__(self, index: Any) -> Any:
         return nn.ModuleList(self._layers()[index]) if isinstance(index, slice) else super().__getitem__(index)  # type: ignore[misc]
@@ -106,6 +109,22 @@ class LayerList(GatedBlock):
 
     def __repr__(self) -> str:
         return nn.Module.__repr__(self)
+
+
+class _AllLayers:
+    """What a replaced list iterates over: to be called, and no block for anything else."""
+
+    def __init__(self, call: Callable[..., tuple[None, Tensor]]) -> None:
+        self._call = call
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[None, Tensor]:
+        return self._call(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"`{name}`: a list replaced by fastflow.accelerate iterates over one call of all its blocks; the blocks "
+            "themselves are in its `children()`, or in the list again after `revert()`"
+        )
 
 
 def sum_of_skips(layers: Iterable[Any], arguments: dict[str, Any]) -> Tensor:

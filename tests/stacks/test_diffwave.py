@@ -27,6 +27,29 @@ def test_the_network_of_diffsinger_is_the_original() -> None:
     assert report.entries[0].stack == "DiffSinger, so-vits-svc"
 
 
+def test_a_loop_that_does_not_call_the_blocks_is_told_where_they_are() -> None:
+    model = randomise(DiffWave()).eval()
+    blocks = list(model.residual_layers)
+    report = accelerate(model, strict=True)
+    (f,) = model.residual_layers
+    with pytest.raises(AttributeError, match=r"`requires_grad_`: a list replaced by .* are in its `children\(\)`"):
+        f.requires_grad_(False)
+    layers = model.residual_layers
+    assert list(layers.children()) == [layers[i] for i in range(len(layers))] == list(layers[:]) == blocks
+    report.revert()
+    assert list(layers) == blocks
+
+
+def test_torch_compile_has_no_graph_breaks() -> None:
+    torch.compiler.reset()
+    model = randomise(WaveNet()).eval()
+    accelerate(model, strict=True)
+    inputs = torch.randn(2, 5, 13), torch.randn(2, 8), torch.randn(2, 7, 13)
+    with torch.no_grad():
+        expected = model(*inputs)
+        torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="eager")(*inputs), expected)
+
+
 def test_the_order_of_the_gate_is_noticed() -> None:
     model = randomise(DiffWave())
 
