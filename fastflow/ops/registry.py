@@ -280,14 +280,16 @@ def _resolve_backward(op: str, *args: Any) -> Callable[..., Any]:
     return _implementations[backend if _unsupported(backend, op, *args) is None else "reference"][op]
 
 
-def parts_of_backward(op: str, x: Tensor) -> tuple[Callable[..., Any], Callable[..., Any]] | None:
+def parts_of_backward(op: str, x: Tensor, *rest: Any) -> tuple[Callable[..., Any], Callable[..., Any]] | None:
     """Return the backward of `op` in two parts, from the backend that runs `op` on tensors like `x`, or None.
 
     The first runs the operation again and returns its result with what the second needs: for a caller who needs the
     result again too. Backends implement them as `<op>_again` and `<op>_again_backward`.
     """
-    backend = _auto(op, x) if _requested == "auto" else _requested
+    backend = _auto(op, x, *rest) if _requested == "auto" else _requested
     if _unsupported(backend, f"{op}_again_backward", x) is not None:
+        return None
+    if (backend, f"{op}_backward") not in _WITH_PHASES and _has_phases(op, rest):
         return None
     return _implementations[backend][f"{op}_again"], _implementations[backend][f"{op}_again_backward"]
 
