@@ -245,7 +245,7 @@ def wn(
     ]
     options = (mask, list(dilations), causal, float(res_scale), float(skip_scale), last_residual)
     once = not torch.compiler.is_compiling() and getattr(_local, "once", False) and torch.is_grad_enabled()
-    parts = registry.parts_of_backward("wn", *inputs) if once else None
+    parts = registry.parts_of_backward("wn", first, *inputs[1:]) if once else None
     if parts is not None:
         flat = [t for x in inputs for t in (x if isinstance(x, list) else [] if x is None else [x])]
         return _RunsOnce.apply(parts, inputs, options, *flat)  # type: ignore[no-any-return,no-untyped-call]
