@@ -366,6 +366,15 @@ class Worker:
         self._process.close()
 
 
+def take_turns(workers: Sequence[Worker], rounds: int) -> None:
+    """Let each that is right run once a round; who begins changes from round to round."""
+    for r in range(rounds):
+        for i in range(len(workers)):
+            worker = workers[(r + i) % len(workers)]
+            if not worker.row.refused:
+                worker.time()
+
+
 def bench(spec: dict[str, Any], variants: Sequence[str], rounds: int) -> list[tuple[Row, list[float]]]:
     """Run one case in one dtype on all variants, taking turns, and return their rows and times."""
     with tempfile.TemporaryDirectory() as folder:
@@ -376,10 +385,7 @@ def bench(spec: dict[str, Any], variants: Sequence[str], rounds: int) -> list[tu
         try:
             for name in (RATE, COPY, *variants):  # one after the other, so that no one's start disturbs another's check
                 workers.append(Worker(spec | {"variant": name}))
-            for r in range(rounds):
-                for w in workers[r % len(workers) :] + workers[: r % len(workers)]:
-                    if not w.row.refused:
-                        w.time()
+            take_turns(workers, rounds)
         finally:
             for w in workers:
                 w.close()

@@ -195,10 +195,7 @@ def bench(spec: dict[str, Any], variants: Sequence[str], rounds: int) -> list[Ro
         try:
             for name in variants:  # one after the other: nothing disturbs a check, and the eager gradients come first
                 workers.append(Worker(spec | {"variant": name}))
-            for r in range(rounds):
-                for w in workers[r % len(workers) :] + workers[: r % len(workers)]:
-                    if not w.row.refused:
-                        w.time()
+            cpu.take_turns(workers, rounds)
         finally:
             for w in workers:
                 w.close()

@@ -104,7 +104,10 @@ class Upsample(PackingModule[tuple[Tensor, Tensor]], nn.ConvTranspose1d):
         bias = bias[: self.rows].to(wide)  # the same for all steps
         if out is None:
             out = [w.new_empty(self.steps_per_frame, w.shape[0], folded.shape[2]) for w in weights]
-        for weight, composed in zip(weights, out, strict=True):
+        added: list[Tensor] = []
+        for narrow, own, composed in zip(weights, biases, out, strict=True):
+            weight = narrow.to(wide)
             for upsampling, phase in zip(folded, composed, strict=True):
-                phase.copy_(weight.to(wide) @ upsampling)
-        return list(out), [(w.to(wide) @ bias + b).to(b.dtype) for w, b in zip(weights, biases, strict=True)]
+                phase.copy_(weight @ upsampling)
+            added.append((weight @ bias + own).to(own.dtype))
+        return list(out), added

@@ -37,11 +37,6 @@ def weight(conv: nn.Module) -> Tensor:
     return conv.weight if normed is None else fold(*normed)  # type: ignore[return-value]
 
 
-def bias(conv: nn.Module) -> Tensor | None:
-    """Return the bias [C_out], if there is one."""
-    return conv.bias  # type: ignore[return-value]
-
-
 def objection(conv: Any, name: str, *, causal: bool = False) -> str | None:
     """Return why the convolution called `name` is not one that our operations compute, or None.
 
@@ -75,5 +70,5 @@ def objection(conv: Any, name: str, *, causal: bool = False) -> str | None:
 
 def split_rows(conv: nn.Module, rows: int) -> tuple[list[Tensor], list[Tensor]]:
     """Return weights [rows, C_in] and biases [rows] of a 1x1 convolution that serves several layers at once."""
-    biases = bias(conv)
+    biases: Any = conv.bias
     return list(torch.split(weight(conv)[:, :, 0], rows)), [] if biases is None else list(torch.split(biases, rows))

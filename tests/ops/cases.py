@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastflow import ops
+from fastflow.bench.check import tensors as tensors
 from fastflow.ops import registry
 
 LENGTHS = (0, 1, 2, 7, 8, 9, 127, 128, 129, 130)
@@ -308,15 +309,6 @@ WIDE = [
     Case("wn wider", ops.wn, _wn(**_WIDER, layers=2, kernel=5)),
     Case("wn wide phases", ops.wn, _wn(**_WIDE, phases=4, kernel=5, layers=4, input_bias=2, mask=True)),
 ]
-
-
-def tensors(values: Any) -> Iterator[Tensor]:
-    """All tensors in nested arguments or results, in order."""
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, list | tuple):
-        for value in values:
-            yield from tensors(value)
 
 
 def convert(values: Any, dtype: torch.dtype) -> Any:

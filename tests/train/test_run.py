@@ -45,21 +45,24 @@ def squeezewave() -> SqueezeWave:
 
 @pytest.mark.parametrize("make", [flowavenet, squeezewave])
 def test_other_models_learn_and_resume(make: Any, speech: Path, tmp_path: Path) -> None:
-    dataset = SegmentDataset([speech], segment=2048, seed=3, mel=front_end(make()))
+    dataset = Disturbed([speech], segment=2048, seed=3, mel=front_end(make()))
+    settings: dict[str, Any] = {"steps": 20, "batch_size": 2, "lr": 1e-2}
     whole = make()
-    facts = train(whole, dataset, tmp_path / "a.safetensors", steps=20, batch_size=2, lr=1e-2)
+    facts = train(whole, dataset, tmp_path / "a.safetensors", **settings)
     with torch.no_grad():
         learned, random = (Objective(m, 1.0)(*dataset.batch(99, 8)) for m in (whole, _started(make(), dataset)))
     assert learned < random
     assert facts["progress"]["skipped_steps"] == 0
     assert same(fastflow.load(tmp_path / "a.safetensors"), whole)  # type: ignore[arg-type]
 
-    train(make(), dataset, tmp_path / "b.safetensors", steps=3, batch_size=2, lr=3e-3, keep=1)
-    resumed = make()
-    train(resumed, dataset, tmp_path / "b.safetensors", steps=8, batch_size=2, lr=3e-3, resume=True)
-    # another budget was another learning rate; the files are what is looked at
-    assert json.loads((tmp_path / "b.json").read_text())["progress"]["step"] == 8
+    dataset.at, dataset.signal = 2, signal.SIGINT
+    with pytest.raises(KeyboardInterrupt):
+        train(make(), dataset, tmp_path / "b.safetensors", keep=1, **settings)
     assert (tmp_path / "b.step3.safetensors").exists()
+    dataset.signal = None
+    resumed = make()
+    train(resumed, dataset, tmp_path / "b.safetensors", **settings, resume=True)
+    assert same(resumed, whole)
 
 
 def _started(model: Vocoder, dataset: SegmentDataset) -> Vocoder:

@@ -98,10 +98,9 @@ def test_a_damaged_file_is_said_once_and_the_next_takes_its_place(
     (record,) = caplog.records
     assert "left out: cannot read" in record.getMessage() and "a.wav: it is truncated" in record.getMessage()
     (tmp_path / "b.wav").unlink()
-    again = SegmentDataset.batch
     data._kept.clear()
     with pytest.raises(DataError, match=r"none of the 2 clips can be read any more"):
-        again(data, 1, 2)
+        data.batch(1, 2)
 
 
 def test_a_cut_up_to_the_end_fits_whatever_the_rates(tmp_path: Path) -> None:
