@@ -18,6 +18,7 @@ from fastflow.files import check_target, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
 _WIDTH_INCHES = 11
@@ -47,11 +48,7 @@ def plot_comparison(
     and the reason.
     """
     path = _check(path, sampling_rate, overwrite)
-    first_signal, second_signal = as_signal(reference, "`reference`"), as_signal(estimate, "`estimate`")
-    signals = {"Input waveform": first_signal, "Output waveform": second_signal}
-    front_end = _front_end(sampling_rate)
-    mels = {"Input log-mel": front_end(first_signal)[0], "Output log-mel": front_end(second_signal)[0]}
-    _draw(path, signals, mels, front_end, overwrite)
+    _write(path, comparison_figure(reference, estimate, _front_end(sampling_rate)), overwrite)
 
 
 def plot_mel_comparison(
@@ -73,7 +70,7 @@ def plot_mel_comparison(
     if reference_mel.dim() != 2 or reference_mel.shape[0] != front_end.n_mels:
         raise AudioError(f"`reference_mel` must be [{front_end.n_mels}, F]; got {list(reference_mel.shape)}")
     mels = {"Input log-mel": reference_mel.detach().cpu().double(), "Output log-mel": front_end(signal)[0]}
-    _draw(path, {"Output waveform": signal}, mels, front_end, overwrite)
+    _write(path, _figure({"Output waveform": signal}, mels, front_end), overwrite)
 
 
 def _check(path: str | os.PathLike[str], sampling_rate: int, overwrite: bool) -> Path:
@@ -89,10 +86,27 @@ def _front_end(sampling_rate: int) -> MelSpectrogram:
     return MelSpectrogram(sampling_rate, f_max=min(8000.0, sampling_rate / 2))
 
 
-def _draw(
-    path: Path, signals: dict[str, Tensor], mels: dict[str, Tensor], front_end: MelSpectrogram, overwrite: bool
-) -> None:
-    """Draws titled waveforms and log-mels, one above the other."""
+def comparison_figure(reference: Tensor, estimate: Tensor, front_end: MelSpectrogram) -> Figure:
+    """The picture of `plot_comparison` as a matplotlib figure, with the log-mels of `front_end`, at whose rate both
+    signals are. Raises AudioError where matplotlib is missing, or a signal is not as it wants them.
+    """
+    signals = {
+        "Input waveform": as_signal(reference, "`reference`"),
+        "Output waveform": as_signal(estimate, "`estimate`"),
+    }
+    mels = {name.replace("waveform", "log-mel"): front_end(signal)[0] for name, signal in signals.items()}
+    return _figure(signals, mels, front_end)
+
+
+def _write(path: Path, figure: Figure, overwrite: bool) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    with write_whole(path, overwrite=overwrite, error=AudioError) as temporary:
+        temporary.write_bytes(buffer.getvalue())
+
+
+def _figure(signals: dict[str, Tensor], mels: dict[str, Tensor], front_end: MelSpectrogram) -> Figure:
+    """Titled waveforms and log-mels, one above the other."""
     try:
         # A Figure of its own and not pyplot: neither the program's backend nor its current figure is touched.
         from matplotlib.figure import Figure
@@ -121,11 +135,7 @@ def _draw(
     figure.colorbar(image, ax=panels, label=front_end.unit, pad=0.01)
     panels[-1].set_xlabel("Time (s)")
     panels[-1].set_xlim(0, max(len(signal) for signal in signals.values()) / front_end.sampling_rate)
-
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    with write_whole(path, overwrite=overwrite, error=AudioError) as temporary:
-        temporary.write_bytes(buffer.getvalue())
+    return figure
 
 
 def _draw_waveform(ax: Axes, signal: Tensor, sampling_rate: int) -> None:

@@ -6,11 +6,14 @@ import inspect
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from fastflow.cli import options
+
+if TYPE_CHECKING:
+    from fastflow.models import Vocoder
 
 # The published sizes, but for WaveGlow the bundled model's; a configuration's `model` and the options below replace
 # parts of them.
@@ -34,6 +37,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
     "FloWaveNet": {"in_channel": 1, "cin_channel": 80, "n_block": 8, "n_flow": 6, "n_layer": 2, "block_per_split": 4},
 }
+
+SIZE_OPTIONS = {"n_flows": "n-flows", "n_group": "n-group", "n_layers": "layers", "n_channels": "channels"}
 
 
 def _read_config(context: click.Context, _option: click.Parameter, text: str | None) -> dict[str, Any]:
@@ -117,6 +122,12 @@ def _given(name: str) -> bool:
 @click.option("--tensorboard", type=click.Path(path_type=Path), metavar="DIR", help="Write TensorBoard's files there.")
 @click.option("--save-every", type=float, default=5.0, show_default=True, metavar="MINUTES", help="Between two saves.")
 @click.option("--keep", type=click.IntRange(min=0), default=0, show_default=True, help="Saves to keep beside OUT.")
+@click.option(
+    "--from-checkpoint",
+    type=options.TEXT,
+    metavar="MODEL",
+    help="Begin with the weights of a checkpoint of any published form, or of a bundled model; the sizes are its own.",
+)
 @options.device
 @click.option("--resume", is_flag=True, help="Go on from OUT's .state.pt.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
@@ -143,6 +154,7 @@ def train(
     tensorboard: Path | None,
     save_every: float,
     keep: int,
+    from_checkpoint: str | None,
     device: str,
     resume: bool,
     overwrite: bool,
@@ -171,26 +183,24 @@ def train(
     remedy = "--resume goes on from it, --overwrite replaces it"
     options.check_output_file("OUT", output, ".safetensors", resume or overwrite, remedy)
     options.check_device(device)
-    name, architecture = _architecture(config.get("model", {}), n_flows, n_group, layers, channels)
 
     import torch
 
-    import fastflow.models
     from fastflow.audio import front_end
     from fastflow.nn.backprop import ReconstructionError
     from fastflow.train import DataError, SegmentDataset, TrainingError
     from fastflow.train import train as run
     from fastflow.train.world import World, launched
 
-    made = getattr(fastflow.models, name)
-    known = list(inspect.signature(made).parameters)
-    unknown = sorted(architecture.keys() - set(known))
-    options.require(not unknown, f"--config: unknown {', '.join(unknown)}; the keys are {', '.join(known)}")
     torch.manual_seed(seed)
-    try:
-        model = made(**architecture)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise options.UsageError(options.describe("cannot build this model", error)) from error
+    sizes = {"n_flows": n_flows, "n_group": n_group, "n_layers": layers, "n_channels": channels}
+    if from_checkpoint is None:
+        model = _build(*_architecture(config.get("model", {}), sizes))
+    else:
+        given = [f"`--{SIZE_OPTIONS[key]}`" for key, value in sizes.items() if value is not None]
+        given += ["`model` in --config"] if "model" in config else []
+        options.require(not given, f"--from-checkpoint: the sizes are the checkpoint's; got {', '.join(given)} too")
+        model = options.load_model(from_checkpoint, "cpu", "float32")
     model.backprop = backprop
     bands = model.n_mel_channels
     options.require(bands == 80, f"the model must take 80 mel bands: the front end makes 80 mel bands; got {bands}")
@@ -225,6 +235,7 @@ def train(
                 tensorboard=tensorboard,
                 save_every=save_every,
                 keep=keep,
+                from_data=from_checkpoint is None,
                 resume=resume,
                 overwrite=overwrite,
             )
@@ -252,9 +263,7 @@ def _path(output: Any) -> Path | None:
     return None if output is None else Path(output)
 
 
-def _architecture(
-    model: Any, n_flows: int | None, n_group: int | None, layers: int | None, channels: int | None
-) -> tuple[str, dict[str, Any]]:
+def _architecture(model: Any, sizes: dict[str, int | None]) -> tuple[str, dict[str, Any]]:
     """A model's name and arguments: its default architecture, changed by --config, then by single options."""
     options.require(isinstance(model, dict), f"--config: `model` must be an object; got {model!r}")
     given = dict(model)
@@ -268,16 +277,26 @@ def _architecture(
     if "WN_config" in default:
         options.require(isinstance(result["WN_config"], dict), "--config: `WN_config` must be an object")
         result["WN_config"] = {**default["WN_config"], **result["WN_config"]}
-    for place, key, option, value in (
-        (result, "n_flows", "n-flows", n_flows),
-        (result, "n_group", "n-group", n_group),
-        (result.get("WN_config", {}), "n_layers", "layers", layers),
-        (result.get("WN_config", {}), "n_channels", "channels", channels),
-    ):
+    for key, value in sizes.items():
+        place = result.get("WN_config", {}) if key in ("n_layers", "n_channels") else result
         if value is not None:
-            options.require(key in place, f"`--{option}` is no argument of {name}")
+            options.require(key in place, f"`--{SIZE_OPTIONS[key]}` is no argument of {name}")
             place[key] = value
     return name, result
+
+
+def _build(name: str, architecture: dict[str, Any]) -> Vocoder:
+    """A new model of a name and arguments, with random weights."""
+    import fastflow.models
+
+    made = getattr(fastflow.models, name)
+    known = list(inspect.signature(made).parameters)
+    unknown = sorted(architecture.keys() - set(known))
+    options.require(not unknown, f"--config: unknown {', '.join(unknown)}; the keys are {', '.join(known)}")
+    try:
+        return cast("Vocoder", made(**architecture))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise options.UsageError(options.describe("cannot build this model", error)) from error
 
 
 def _parse(config: str) -> dict[str, Any]:

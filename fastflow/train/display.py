@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from fastflow.audio.plot import comparison_figure
 from fastflow.models import Vocoder
 
 from .data import SegmentDataset
@@ -28,7 +28,7 @@ class Display:
         tensorboard: folder for TensorBoard's files, or None.
 
     Raises:
-        TrainingError: `tensorboard` is given and the package is missing.
+        TrainingError: `tensorboard` is given and its packages are missing.
     """
 
     def __init__(
@@ -41,9 +41,12 @@ class Display:
         self._board: Any = None
         if tensorboard is not None and not silent:
             try:
+                import matplotlib.figure  # noqa: F401  # for the spectrograms, hours later
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
-                raise TrainingError(f"`tensorboard` needs the package tensorboard: {error}") from error
+                raise TrainingError(
+                    f"`tensorboard` needs the packages of pip install 'fastflow[tensorboard]': {error}"
+                ) from error
             self._board = SummaryWriter(tensorboard, purge_step=progress.step)
         self._last = progress.seconds
         self._losses: list[float] = []
@@ -110,14 +113,10 @@ class Display:
         device = next(model.parameters()).device
         generator = torch.Generator(device).manual_seed(dataset.seed)
         model.eval()  # the published synthesis, of batch normalisation too
-        audio = model.infer(mel.to(device), model.usual_sigma, generator=generator)[0].cpu().clamp(-1, 1)
+        audio = model.infer(mel.to(device), model.usual_sigma, generator=generator)[0].cpu()
+        audio = audio.nan_to_num(0.0).clamp(-1, 1)  # an early model's may overflow, and is shown all the same
         model.train()
         for name, signal in (("source", source), ("model", audio)):
             self._board.add_audio(name, signal[None], step, sample_rate=dataset.sampling_rate)
-            self._board.add_image(f"{name}, mel", _picture(dataset.mel(signal)[0]), step)
-
-
-def _picture(mel: Tensor) -> Tensor:
-    """A mel [M, F] as a grey picture [1, M, F] of 0 to 1, low bands below."""
-    low, high = mel.min(), mel.max()
-    return ((mel - low) / (high - low).clamp(min=1e-6)).flip(0)[None]
+        # closing is pyplot's, to which this figure is unknown
+        self._board.add_figure("source and model", comparison_figure(source, audio, dataset.mel), step, close=False)

@@ -39,6 +39,30 @@ def test_trains_resumes_and_loads(run: Run, data: Path, tmp_path: Path) -> None:
     assert f"{out}: 3 steps" in result.stdout
 
 
+def test_goes_on_from_a_checkpoint(run: Run, data: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    assert run("train", data, "-o", first, "--steps", 2, *TINY).exit_code == 0
+    gently = ["--steps", 1, "--batch-size", 2, "--segment", 2048, "--lr", 1e-9]
+    result = run("train", data, "-o", second, "--from-checkpoint", first, "--seed", 1, *gently)
+    assert result.exit_code == 0, result.output
+    before, after = fastflow.load(first), fastflow.load(second)
+    assert before.config == after.config
+    for name, weight in before.state_dict().items():
+        assert weight.allclose(after.state_dict()[name], rtol=1e-6, atol=1e-7), name
+
+
+def test_the_sizes_are_the_checkpoints(run: Run, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model.safetensors"
+    config = ["--config", '{"model": {"n_flows": 2}}']
+    arguments = ["-o", out, "--steps", 1, "--from-checkpoint", "waveglow-small"]
+    result = run("train", data, *arguments, "--layers", 2, "--n-flows", 3, *config)
+    assert result.exit_code == 2
+    assert "the sizes are the checkpoint's; got `--n-flows`, `--layers`, `model` in --config too" in result.stderr
+    result = run("train", data, *arguments[:-1], tmp_path / "none.pt")
+    assert result.exit_code == 2 and "none.pt" in result.stderr
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("backprop", ["recompute", "invert"])
 def test_less_memory_gives_the_same_loss(run: Run, data: Path, tmp_path: Path, backprop: str) -> None:
     losses = []
