@@ -87,13 +87,13 @@ class _Calls(nn.Module):
         return self.function(self.parts, *inputs)
 
 
-def waveglow(frames: int, dtype: torch.dtype, tiny: bool) -> Problem:
+def waveglow(frames: int, dtype: torch.dtype, tiny: bool, batch: int = 1) -> Problem:
     """WaveGlow-256 from mel and noise to audio."""
     model = models.waveglow(tiny).to(dtype)
     m = Maker(dtype, "cpu")
     inputs = (
-        m.randn(1, model.n_mel_channels, frames),
-        m.randn(1, model.n_group, frames * model.hop_length // model.n_group),
+        m.randn(batch, model.n_mel_channels, frames),
+        m.randn(batch, model.n_group, frames * model.hop_length // model.n_group),
     )
 
     def composed() -> Callable[..., Tensor]:
@@ -104,8 +104,8 @@ def waveglow(frames: int, dtype: torch.dtype, tiny: bool) -> Problem:
         lambda: _Calls([PublishedWaveGlow(model)], lambda parts, mel, z: parts[0](mel, z, SIGMA)),
         lambda: lambda mel, z: model.infer(mel, SIGMA, z=z),
         inputs,
-        models.infer_case(model, "", 1, frames),
-        frames * model.hop_length,
+        models.infer_case(model, "", batch, frames),
+        batch * frames * model.hop_length,
         composed,
     )
 
@@ -205,9 +205,11 @@ def one_block(block: Block, dtype: torch.dtype, tiny: bool) -> Problem:
 CASES: dict[str, Callable[[torch.dtype, bool], Problem]] = {
     "WaveGlow-256, 20 frames": lambda dtype, tiny: waveglow(2 if tiny else 20, dtype, tiny),  # 0.23 s
     "WaveGlow-256, 80 frames": lambda dtype, tiny: waveglow(3 if tiny else 80, dtype, tiny),  # 0.93 s
+    "WaveGlow-256, 43 frames, batch 4": lambda dtype, tiny: waveglow(3 if tiny else 43, dtype, tiny, 4),  # 0.5 s each
     "WaveGlow-256, 400 frames": lambda dtype, tiny: waveglow(33 if tiny else 400, dtype, tiny),  # 4.64 s
     "FloWaveNet stacks, 1 s": flowavenet,
     "SqueezeWave, 80 frames": lambda dtype, tiny: squeezewave(3 if tiny else 80, dtype, tiny),
+    "SqueezeWave, 2584 frames": lambda dtype, tiny: squeezewave(5 if tiny else 2584, dtype, tiny),  # 30 s
     "VITS stack, 10 s": lambda dtype, tiny: one_block(cases.VITS, dtype, tiny),
     "Glow-TTS stack, 10 s": lambda dtype, tiny: one_block(cases.GLOW_TTS, dtype, tiny),
 }

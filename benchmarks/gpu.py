@@ -7,7 +7,8 @@
 
 Parts: "device" is what the GPU's own libraries reach; "ops" is each operation at its published sizes beside plain
 PyTorch; "blocks" is a VITS and a Glow-TTS stack; "infer" is WaveGlow-256 from mel to audio. Each case runs on every
-backend that can, beside plain PyTorch, eager and compiled, the variants taking turns. It is checked first, against
+backend that can, beside plain PyTorch, eager and compiled, and TensorRT where torch_tensorrt is installed, the variants
+taking turns. It is checked first, against
 float64 for float32 and against float32 for half precision, where twice the error of plain PyTorch in the same dtype is
 allowed. A case that is out of bounds is stored with its error and without a time, one that raises is printed with its
 error, and the exit status is 1.
@@ -19,6 +20,8 @@ import argparse
 import copy
 import functools
 import gc
+import importlib
+import importlib.util
 import itertools
 import math
 import sys
@@ -45,6 +48,7 @@ from fastflow.ops import registry
 
 RESULTS = Path(__file__).parent / "results"
 HIFI_GAN = "HiFi-GAN V1, eager float16"
+TENSORRT = "tensorrt"  # where torch_tensorrt is installed
 INPUTS = 4  # sets of inputs that take turns, so that no run finds the last one's in the cache
 
 
@@ -145,6 +149,8 @@ class Bench:
         return replay
 
     def wants(self, variant: str) -> bool:
+        if variant == TENSORRT and importlib.util.find_spec("torch_tensorrt") is None:
+            return False
         return variant in self.variants and (variant != "graph" or self.device.type == "cuda")
 
     def report(
@@ -221,9 +227,19 @@ def tuned(run: Run) -> Run:
     return run_tuned
 
 
-def compiled(module: Callable[..., Any], mode: str | None) -> Callable[..., Any]:
+COMPILED: dict[str, dict[str, Any]] = {
+    "compile": {},
+    "compile max-autotune": {"mode": "max-autotune"},
+    TENSORRT: {"backend": "torch_tensorrt"},
+}
+"""Variants that torch.compile makes, with its options."""
+
+
+def compiled(module: Callable[..., Any], variant: str) -> Callable[..., Any]:
     """Compile, and hand out copies: graphs of Inductor's own reuse their outputs."""
-    function = torch.compile(module, mode=mode, dynamic=False)
+    if variant == TENSORRT:
+        importlib.import_module("torch_tensorrt")  # which makes its backend known
+    function = torch.compile(module, dynamic=False, **COMPILED[variant])
     return lambda *args: function(*args).clone()
 
 
@@ -258,9 +274,9 @@ def bench_block(bench: Bench, block: cases.Block, steps: int, dtype: torch.dtype
     runs: dict[str, Run] = {}
     if bench.wants("eager"):
         runs["eager"] = lambda i: published(*sets[i])
-    for name, mode in (("compile", None), ("compile max-autotune", "max-autotune")):
+    for name in COMPILED:
         if bench.wants(name):
-            function = compiled(published, mode)
+            function = compiled(published, name)
             runs[name] = lambda i, function=function: function(*sets[i])
     present = [tuple(t for t in s if t is not None) for s in sets]
     places = [t is not None for t in sets[0]]
@@ -319,11 +335,11 @@ def bench_infer(bench: Bench, frames: int, batch: int, dtype: torch.dtype, tiny:
                 parameter.data = models.laid_out(parameter.data)
             turned = models.laid_out(sets)
             runs["eager tuned, channels last"] = tuned(lambda i: last(*turned[i], SIGMA))
-        for variant, mode in (("compile", None), ("compile max-autotune", "max-autotune")):
+        for variant in COMPILED:
             if bench.wants(variant):
-                function = compiled(work.published, mode)
+                function = compiled(work.published, variant)
                 runs[variant] = lambda i, function=function: function(*sets[i], SIGMA)
-                if mode is None and bench.wants("graph"):  # max-autotune makes its own
+                if variant == "compile" and bench.wants("graph"):  # max-autotune makes its own
                     runs["compile graph"] = bench.graph(lambda *x, function=function: function(*x, SIGMA), sets)
         work.model.compose_conditioning("off")
         composed = copy.deepcopy(work.model)
@@ -345,7 +361,7 @@ def bench_infer(bench: Bench, frames: int, batch: int, dtype: torch.dtype, tiny:
 # "ours" is every backend by itself, under its own name, and WaveGlow with composed conditioning too; "graph" everything
 # else as a CUDA graph too; "tuned" is eager with cuDNN's autotuning, in both memory layouts.
 PARTS = ("device", "ops", "blocks", "infer")
-VARIANTS = ("eager", "tuned", "compile", "compile max-autotune", "ours", "graph")
+VARIANTS = ("eager", "tuned", *COMPILED, "ours", "graph")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.machinery
 import json
+import sys
+import types
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -51,6 +55,26 @@ def test_everything_runs_and_rows_are_stored(tmp_path: Path) -> None:
         assert row["error"] <= row["bound"]
         assert row["about"]["commit"] == "abc" and row["about"]["torch"] == torch.__version__
     assert all(row["samples"] == 2 * 2 * 8 for row in infer)
+
+
+def test_tensorrt_runs_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not installed here: a backend of its name stands in that runs the graph as it is."""
+    arguments = ["--part", "infer", "--variants", "eager", gpu.TENSORRT]
+    assert run(tmp_path / "without", *arguments) == 0
+    assert gpu.TENSORRT not in {row["variant"] for row in rows(tmp_path / "without", "infer")}
+    package = types.ModuleType("torch_tensorrt")
+    package.__spec__ = importlib.machinery.ModuleSpec("torch_tensorrt", None)
+    monkeypatch.setitem(sys.modules, "torch_tensorrt", package)
+    seen = []
+
+    def compiler(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., object]:
+        seen.append(graph)
+        return graph.forward
+
+    torch._dynamo.register_backend(compiler, "torch_tensorrt")
+    assert run(tmp_path / "with", *arguments) == 0
+    timed = [row for row in rows(tmp_path / "with", "infer") if row["variant"] == gpu.TENSORRT]
+    assert seen and len(timed) == 3 and all(row["median_ms"] > 0 for row in timed)
 
 
 def test_what_matters_most_comes_first(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
