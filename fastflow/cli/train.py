@@ -1,10 +1,11 @@
-"""``fastflow train``: a vocoder from a folder of audio."""
+"""``fastflow train``: a vocoder from a folder of audio, or a flow of images from a folder of those."""
 
 from __future__ import annotations
 
 import inspect
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,7 +14,8 @@ import click
 from fastflow.cli import options
 
 if TYPE_CHECKING:
-    from fastflow.models import Vocoder
+    from fastflow.models import ImageFlow, Vocoder
+    from fastflow.train import ImageDataset, SegmentDataset
 
 # The published sizes, but for WaveGlow the bundled model's; a configuration's `model` and the options below replace
 # parts of them.
@@ -36,7 +38,11 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "WN_config": {"n_layers": 8, "n_channels": 256, "kernel_size": 3},
     },
     "FloWaveNet": {"in_channel": 1, "cin_channel": 80, "n_block": 8, "n_flow": 6, "n_layer": 2, "block_per_split": 4},
+    "Glow": {"in_channels": 3, "n_levels": 3, "n_steps": 32, "hidden_channels": 512},
+    "RealNVP": {"in_channels": 3, "n_levels": 3, "hidden_channels": 64},
 }
+OF_IMAGES = {"Glow", "RealNVP"}
+OF_AUDIO_ONLY, OF_IMAGES_ONLY = ("segment", "backprop"), ("bits",)  # options
 
 SIZE_OPTIONS = {"n_flows": "n-flows", "n_group": "n-group", "n_layers": "layers", "n_channels": "channels"}
 
@@ -78,6 +84,14 @@ def _given(name: str) -> bool:
     return source is click.core.ParameterSource.COMMANDLINE
 
 
+def _refuse_others(name: str) -> None:
+    """UsageError for an option, or key of the configuration, that says nothing to the model of this name."""
+    for option in OF_AUDIO_ONLY if name in OF_IMAGES else OF_IMAGES_ONLY:
+        source = click.get_current_context().get_parameter_source(option)
+        kinds = "models of audio" if name in OF_IMAGES else "models of images"
+        options.require(source is click.core.ParameterSource.DEFAULT, f"`--{option}` is for {kinds}; got a {name}")
+
+
 @click.command()
 @click.argument("data", metavar="[DATA...]", nargs=-1, type=options.TEXT)
 @click.option("-o", "--output", metavar="OUT.safetensors", type=click.Path(path_type=Path))
@@ -91,14 +105,15 @@ def _given(name: str) -> bool:
 )
 @click.option("--steps", type=click.IntRange(min=1), help="Stop after this many steps.")
 @click.option("--minutes", type=float, help="Stop after this much training time.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Segments per step.")
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Segments or images per step."
+)
 @click.option("--segment", type=click.IntRange(min=1), default=8192, show_default=True, help="Samples per segment.")
+@click.option("--bits", type=click.IntRange(1, 8), default=8, show_default=True, help="Bits of an image's values.")
 @click.option("--lr", type=float, default=1e-3, show_default=True, help="Peak learning rate of Adam.")
 @click.option("--clip", type=float, default=10.0, show_default=True, help="Largest gradient norm.")
 @click.option("--ema", type=float, default=0.999, show_default=True, help="Decay of the averaged weights.")
-@click.option(
-    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of weights and segments."
-)
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of weights and batches.")
 @click.option("--n-flows", type=click.IntRange(min=1), help="Number of flows.")
 @click.option("--n-group", type=click.IntRange(min=2), help="Samples that one flow position holds.")
 @click.option("--layers", type=click.IntRange(min=1), help="Layers of each WN.")
@@ -139,6 +154,7 @@ def train(
     minutes: float | None,
     batch_size: int,
     segment: int,
+    bits: int,
     lr: float,
     clip: float,
     ema: float,
@@ -159,10 +175,13 @@ def train(
     resume: bool,
     overwrite: bool,
 ) -> None:
-    """Train a WaveGlow, SqueezeWave or FloWaveNet on audio.
+    """Train a WaveGlow, SqueezeWave or FloWaveNet on audio, or a Glow or RealNVP on images.
 
-    DATA are files, directories (searched recursively for wav and flac), quoted globs, lists of files (.txt, .csv) or
-    lhotse manifests (.jsonl, .jsonl.gz).
+    DATA are files, directories (searched recursively) or quoted globs of
+
+    \b
+    audio   wav, flac, lists of files (.txt, .csv), lhotse manifests (.jsonl, .jsonl.gz)
+    images  image files, .npy and .npz: uint8 [N, C, H, W] or [N, H, W]
 
     Writes OUT.safetensors (averaged weights and configuration), OUT.json (settings, time, loss) and
     OUT.state.pt (for --resume), each replaced every five minutes. Ctrl-C saves and stops.
@@ -186,28 +205,21 @@ def train(
 
     import torch
 
-    from fastflow.audio import front_end
+    from fastflow.models import ImageFlow
     from fastflow.nn.backprop import ReconstructionError
-    from fastflow.train import DataError, SegmentDataset, TrainingError
+    from fastflow.train import DataError, TrainingError
     from fastflow.train import train as run
     from fastflow.train.world import World, launched
 
     torch.manual_seed(seed)
     sizes = {"n_flows": n_flows, "n_group": n_group, "n_layers": layers, "n_channels": channels}
-    if from_checkpoint is None:
-        model = _build(*_architecture(config.get("model", {}), sizes))
-    else:
-        given = [f"`--{SIZE_OPTIONS[key]}`" for key, value in sizes.items() if value is not None]
-        given += ["`model` in --config"] if "model" in config else []
-        options.require(not given, f"--from-checkpoint: the sizes are the checkpoint's; got {', '.join(given)} too")
-        model = options.load_model(from_checkpoint, "cpu", "float32")
-    model.backprop = backprop
-    bands = model.n_mel_channels
-    options.require(bands == 80, f"the model must take 80 mel bands: the front end makes 80 mel bands; got {bands}")
-    mel = front_end(model)
+    model = _model(config, sizes, from_checkpoint)
+    _refuse_others(type(model).__name__)
+    if not isinstance(model, ImageFlow):
+        model.backprop = backprop
     try:
-        dataset = SegmentDataset(data, segment=segment, seed=seed, mel=mel)
-        held_out = SegmentDataset([validation], segment=segment, seed=seed, mel=mel) if validation else None
+        dataset = _dataset(model, data, segment, bits, seed)
+        held_out = _dataset(model, [validation], segment, bits, seed) if validation else None
     except DataError as error:
         raise options.UsageError(str(error)) from error
     with launched(device) as own:
@@ -216,8 +228,7 @@ def train(
             for _, reason in [*dataset.skipped, *(held_out.skipped if held_out else [])]:
                 options.warn(f"skipped: {reason}")
             millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-            minutes_of_audio = f"{dataset.seconds / 60:.1f} minutes in {len(dataset.clips)} clips"
-            click.echo(f"{millions:.2f} million parameters, {minutes_of_audio}", err=True)
+            click.echo(f"{millions:.2f} million parameters, {dataset.summary()}", err=True)
         try:
             facts = run(
                 model.to(own),
@@ -249,6 +260,21 @@ def train(
             progress = facts["progress"]
             shown = options.printable(str(output))
             click.echo(f"{shown}: {progress['step']} steps, {progress['seconds']:.0f} s, loss {progress['loss']:.4f}")
+
+
+def _dataset(
+    model: Vocoder | ImageFlow, sources: Sequence[str], segment: int, bits: int, seed: int
+) -> SegmentDataset | ImageDataset:
+    """The data that `model` learns from."""
+    from fastflow.audio import front_end
+    from fastflow.models import ImageFlow
+    from fastflow.train import ImageDataset, SegmentDataset
+
+    if isinstance(model, ImageFlow):
+        return ImageDataset(sources, channels=model.in_channels, n_bits=bits, seed=seed)
+    bands = model.n_mel_channels
+    options.require(bands == 80, f"the model must take 80 mel bands: the front end makes 80 mel bands; got {bands}")
+    return SegmentDataset(sources, segment=segment, seed=seed, mel=front_end(model))
 
 
 def _listed(data: Any) -> tuple[str, ...]:
@@ -285,16 +311,22 @@ def _architecture(model: Any, sizes: dict[str, int | None]) -> tuple[str, dict[s
     return name, result
 
 
-def _build(name: str, architecture: dict[str, Any]) -> Vocoder:
-    """A new model of a name and arguments, with random weights."""
+def _model(config: dict[str, Any], sizes: dict[str, int | None], checkpoint: str | None) -> Vocoder | ImageFlow:
+    """The model to begin with: a checkpoint's, or a new one with random weights."""
     import fastflow.models
 
+    if checkpoint is not None:
+        given = [f"`--{SIZE_OPTIONS[key]}`" for key, value in sizes.items() if value is not None]
+        given += ["`model` in --config"] if "model" in config else []
+        options.require(not given, f"--from-checkpoint: the sizes are the checkpoint's; got {', '.join(given)} too")
+        return options.load_model(checkpoint, "cpu", "float32")
+    name, architecture = _architecture(config.get("model", {}), sizes)
     made = getattr(fastflow.models, name)
     known = list(inspect.signature(made).parameters)
     unknown = sorted(architecture.keys() - set(known))
     options.require(not unknown, f"--config: unknown {', '.join(unknown)}; the keys are {', '.join(known)}")
     try:
-        return cast("Vocoder", made(**architecture))
+        return cast("Vocoder | ImageFlow", made(**architecture))
     except (TypeError, ValueError, RuntimeError) as error:
         raise options.UsageError(options.describe("cannot build this model", error)) from error
 

@@ -195,7 +195,14 @@ class ImageFlow(nn.Module):
         dtype = self._a_parameter().dtype
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"`bits_per_dim` must be of a model in float32 or float64; got {dtype}")
-        x = dequantize(images, n_bits, dtype=dtype, generator=generator)
+        return self.bits_of_values(dequantize(images, n_bits, dtype=dtype, generator=generator), n_bits)
+
+    def bits_of_values(self, x: Tensor, n_bits: int) -> Tensor:
+        """Return `bits_per_dim` [B] of images that are dequantised already: x [B, in_channels, H, W].
+
+        Raises:
+            TypeError, ValueError: a size, dtype or device does not fit.
+        """
         _, log_likelihood = self(x)
         bits: Tensor = n_bits - log_likelihood / (math.prod(x.shape[1:]) * math.log(2))
         return bits

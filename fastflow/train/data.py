@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 
 from fastflow.audio import AudioError, MelSpectrogram, audio_length, read_audio
 
+from .seeds import mix
 from .sources import Clip, DataError, find_clips
 
 log = logging.getLogger("fastflow")
@@ -46,6 +48,8 @@ class SegmentDataset:
     Raises DataError if `segment` does not fit the hop, or no file can be used (with every file's reason).
     """
 
+    unit = "samples"
+
     def __init__(
         self,
         sources: Iterable[str | os.PathLike[str]],
@@ -63,7 +67,7 @@ class SegmentDataset:
             raise DataError(f"`dither` must be at least 0 and less than 1; got {dither}")
         if seed < 0:
             raise DataError(f"`seed` must be 0 or more; got {seed}")
-        self.segment = segment
+        self.segment = self.units = segment
         self.seed = seed
         self.dither = dither
         self.clips: list[Clip] = []
@@ -94,7 +98,7 @@ class SegmentDataset:
 
         Raises DataError if no clip can be decoded.
         """
-        generator = torch.Generator().manual_seed(_mix(self.seed, number))
+        generator = torch.Generator().manual_seed(mix(self.seed, number))
         picks = torch.randint(int(self._ends[-1]), (size,), generator=generator)
         noise = torch.randn(size, self.segment, generator=generator)
         first, step = share
@@ -104,6 +108,23 @@ class SegmentDataset:
             for pick, index in zip(picks.tolist()[first::step], indices[first::step], strict=True)
         ]
         return torch.stack([mel for mel, _ in cut]), torch.stack([a for _, a in cut]) + self.dither * noise[first::step]
+
+    def options(self) -> dict[str, Any]:
+        """What a resumed run should have in common with its beginning."""
+        return {"segment": self.segment, "seed": self.seed, "dither": self.dither}
+
+    def facts(self) -> dict[str, Any]:
+        """What a run's facts say of its data."""
+        return {
+            "sources": sorted({"/".join(clip.path.parts[-3:-1]) for clip in self.clips}),
+            "files": len(self.clips),
+            "skipped_files": len(self.skipped),
+            "minutes": round(self.seconds / 60, 2),
+        }
+
+    def summary(self) -> str:
+        """How much there is of it, in words."""
+        return f"{self.seconds / 60:.1f} minutes in {len(self.clips)} clips"
 
     def first(self, seconds: float) -> Tensor:
         """The beginning of the first clip, [T]."""
@@ -197,12 +218,3 @@ class SegmentDataset:
         if mel.shape[1] != frames or len(segment) != self.segment:
             raise AudioError(f"{clip.path}: it is shorter than its header says")
         return mel, segment
-
-
-def _mix(seed: int, number: int) -> int:
-    """One 64-bit generator seed for two numbers; other pairs give unrelated streams (splitmix64's finaliser)."""
-    mask = (1 << 64) - 1
-    z = (seed * 0x9E3779B97F4A7C15 + number + 0x632BE59BD9B4E019) & mask
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
-    return z ^ (z >> 31)

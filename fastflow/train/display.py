@@ -9,12 +9,15 @@ from typing import Any
 import torch
 
 from fastflow.audio.plot import comparison_figure
-from fastflow.models import Vocoder
+from fastflow.models import ImageFlow, Vocoder, quantize
 
 from .data import SegmentDataset
+from .images import ImageDataset
+from .objective import TrainingData
 from .settings import Progress, Settings, TrainingError
 
 HEARD_SECONDS = 4.0
+SEEN = 4  # images in a row, and in a column
 
 
 class Display:
@@ -24,6 +27,7 @@ class Display:
         settings: of the run.
         every: seconds between lines.
         progress: where the run begins.
+        unit: what a step's samples are: "samples" or "images".
         silent: show nothing.
         tensorboard: folder for TensorBoard's files, or None.
 
@@ -32,10 +36,18 @@ class Display:
     """
 
     def __init__(
-        self, settings: Settings, every: float, progress: Progress, *, silent: bool, tensorboard: Path | None
+        self,
+        settings: Settings,
+        every: float,
+        progress: Progress,
+        *,
+        unit: str,
+        silent: bool,
+        tensorboard: Path | None,
     ) -> None:
         self.settings = settings
         self.every = every
+        self.unit = unit
         self.silent = silent
         self._bar: Any = None
         self._board: Any = None
@@ -77,7 +89,7 @@ class Display:
         mean = sum(self._losses) / len(self._losses)
         speed = self._samples / max(passed, 1e-9)
         line = (
-            f"step {progress.step}  loss {mean:.4f}  lr {rate:.2e}  grad {norm:.2f}  {speed:,.0f} samples/s  "
+            f"step {progress.step}  loss {mean:.4f}  lr {rate:.2e}  grad {norm:.2f}  {speed:,.0f} {self.unit}/s  "
             f"{progress.seconds / 60:.1f} min"
         )
         if self._bar is not None:
@@ -85,21 +97,26 @@ class Display:
             self._bar.update(min(done, 1.0) - self._bar.n)
         else:
             print(f"{100 * min(done, 1.0):5.1f} %  {line}", file=sys.stderr, flush=True)
-        scalars = {"loss": mean, "learning rate": rate, "gradient norm": norm, "samples per second": speed}
+        scalars = {"loss": mean, "learning rate": rate, "gradient norm": norm, f"{self.unit} per second": speed}
         self._scalars(scalars, progress.step)
         self._last = progress.seconds
         self._losses.clear()
         self._samples = 0
 
-    def validation(self, model: Vocoder, dataset: SegmentDataset, loss: float, progress: Progress) -> None:
-        """Show the validation loss, and what the model makes of the first clip's mel."""
+    def validation(self, model: Vocoder | ImageFlow, dataset: TrainingData, loss: float, progress: Progress) -> None:
+        """Show the validation loss, and what the model makes: of the first clip's mel, or images."""
         if self.silent:
             return
         if self._bar is None:
             print(f"         step {progress.step}  validation loss {loss:.4f}", file=sys.stderr, flush=True)
         self._scalars({"validation loss": loss}, progress.step)
         if self._board is not None:
-            self._hear(model, dataset, progress.step)
+            if isinstance(model, ImageFlow):
+                assert isinstance(dataset, ImageDataset)
+                self._see(model, dataset, progress.step)
+            else:
+                assert isinstance(dataset, SegmentDataset)
+                self._hear(model, dataset, progress.step)
 
     def _scalars(self, values: dict[str, float], step: int) -> None:
         if self._board is not None:
@@ -120,3 +137,15 @@ class Display:
             self._board.add_audio(name, signal[None], step, sample_rate=dataset.sampling_rate)
         # closing is pyplot's, to which this figure is unknown
         self._board.add_figure("source and model", comparison_figure(source, audio, dataset.mel), step, close=False)
+
+    @torch.no_grad()
+    def _see(self, model: ImageFlow, dataset: ImageDataset, step: int) -> None:
+        height, width = dataset.shape[1:]
+        generator = torch.Generator(next(model.parameters()).device).manual_seed(dataset.seed)
+        samples = quantize(model.sample(SEEN**2, height, width, generator=generator), dataset.n_bits).cpu()
+        if samples.shape[1] != 3:
+            samples = samples[:, :1]
+        grid = (
+            samples.view(SEEN, SEEN, -1, height, width).permute(2, 0, 3, 1, 4).reshape(-1, SEEN * height, SEEN * width)
+        )
+        self._board.add_image("samples", grid / (2**dataset.n_bits - 1), step)

@@ -18,17 +18,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-import fastflow.checkpoints
 from fastflow.files import write_whole
-from fastflow.models import SqueezeWave, Vocoder, WaveGlow
+from fastflow.models import ImageFlow, Vocoder
 from fastflow.nn import ActNorm
 
-from .data import SegmentDataset
 from .display import Display
-from .objective import Objective
+from .objective import Objective, TrainingData, objective_of
 from .settings import PRECISIONS, Progress, Settings, TrainingError
 from .signals import stop_requests
-from .start import start_from_data
 from .state import Averages, check_output, keep_last, load_state, save_state, state_path
 from .world import World
 
@@ -39,8 +36,8 @@ VALIDATION_BATCHES = 8
 
 
 def train(
-    model: Vocoder,
-    dataset: SegmentDataset,
+    model: Vocoder | ImageFlow,
+    dataset: TrainingData,
     output: str | os.PathLike[str],
     *,
     steps: int | None = None,
@@ -54,7 +51,7 @@ def train(
     ema: float = 0.999,
     precision: str = "float32",
     workers: int = 0,
-    validation: SegmentDataset | None = None,
+    validation: TrainingData | None = None,
     tensorboard: str | os.PathLike[str] | None = None,
     save_every: float = 5.0,
     keep: int = 0,
@@ -67,7 +64,7 @@ def train(
     """Trains `model` in place with its published loss, on the device where it is, and returns the run's facts.
 
     Three files appear and are replaced, each whole, every `save_every` minutes and at the end:
-      `output` (.safetensors)     the averaged weights, for fastflow.load, in `dtype` (None: float32)
+      `output` (.safetensors)     the averaged weights in `dtype` (None: float32), for fastflow.load, or Glow.load
       `output` with .json         facts: settings, steps, time, loss, data, device, versions
       `output` with .state.pt     everything `resume=True` needs to go on
     and beside them, with `keep`, NAME.stepN.safetensors and NAME.stepN.state.pt of the last so many saves.
@@ -79,18 +76,20 @@ def train(
     batch, gradients are averaged, the first process writes and logs. The run is that of one process with the same
     `batch_size`, but for the order of sums.
 
-    model: a WaveGlow, SqueezeWave or FloWaveNet.
+    model: a WaveGlow, SqueezeWave or FloWaveNet, which learn from a SegmentDataset; or a Glow or RealNVP, from an
+        ImageDataset, whose loss is bits per dimension.
     steps, minutes: the budget; exactly one of them.
-    batch_size: segments per step, over all processes. SqueezeWave's batch normalisation sees a process's share alone.
+    batch_size: segments or images per step, over all processes. SqueezeWave's batch normalisation sees a process's
+        share alone.
     lr: the peak learning rate of Adam; reached linearly over the first `warmup` of the budget, then a cosine to lr/100.
     sigma: of the latent in WaveGlow's loss.
     clip: the largest gradient norm.
-    spike: a loss so much above the smoothed one (nats per sample) makes its step a bad one.
+    spike: a loss so much above the smoothed one (nats per sample, bits per dimension) makes its step a bad one.
     ema: decay per step of the averaged weights; shorter in the first steps, so that they forget the start.
     precision: of matrix products: "float32", "bfloat16" or "float16" (torch.autocast, float16 with a scaled loss).
     workers: processes that prepare batches.
     validation: data whose loss, of the averaged weights, is logged at every save.
-    tensorboard: folder for scalars and, with `validation`, audio and mels.
+    tensorboard: folder for scalars and, with `validation`, audio and mels, or images.
     from_data: set a WaveGlow's upsampler and 1x1 weights from statistics of the data first; False to go on from weights
         that are worth keeping, such as a checkpoint's.
     log_every: seconds between log lines on standard error (in a terminal: a progress bar).
@@ -105,24 +104,27 @@ def train(
     settings = Settings(batch_size, lr, warmup, sigma, clip, spike, ema, precision, steps, minutes)
     settings.check()
     world = World.current()
-    _check(model, [dataset, *([] if validation is None else [validation])], batch_size, world)
+    if batch_size % world.size:
+        raise TrainingError(f"`batch_size` must be a multiple of the {world.size} processes; got {batch_size}")
+    objective = objective_of(model, dataset, sigma)
+    if validation is not None:
+        objective.check(validation)
     check_output(output, resume, overwrite)
     parameters = [p for p in model.parameters() if p.requires_grad]
     device = parameters[0].device
     optimizer = torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.99))
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
-    objective = Objective(model, sigma)
     kept = _kept(settings, dataset)
     if not resume:
-        _start(model, objective, dataset, batch_size, from_data)
+        _start(objective, dataset, batch_size, from_data)
     average = Averages(parameters)
     progress = Progress()
     tools = {"optimizer": optimizer, "scaler": scaler}
     if resume:
         progress = load_state(state_path(output), model, average.values, tools, kept)
     board = None if tensorboard is None else Path(tensorboard)
-    display = Display(settings, log_every, progress, silent=not world.writes, tensorboard=board)
-    step_samples = batch_size * dataset.segment
+    display = Display(settings, log_every, progress, unit=dataset.unit, silent=not world.writes, tensorboard=board)
+    step_samples = batch_size * dataset.units
 
     def save() -> dict[str, Any]:
         with average:
@@ -131,10 +133,7 @@ def train(
                 display.validation(model, validation, progress.validation_loss, progress)
             facts = _facts(model, dataset, settings, progress, device, world)
             if world.writes:  # the weights first: where the disk fills up, they are what is worth most
-                try:
-                    fastflow.checkpoints.save(model, output, dtype=dtype, overwrite=True)
-                except fastflow.checkpoints.CheckpointError as error:
-                    raise TrainingError(str(error)) from error
+                objective.save(output, dtype)
         if world.writes:
             save_state(state_path(output), model, average.values, tools, progress, kept)
             with write_whole(output.with_suffix(".json"), overwrite=True, error=TrainingError) as path:
@@ -154,10 +153,10 @@ def train(
             rate = lr * _schedule(done, warmup)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            mel, audio = next(batches)
+            batch = _to(device, next(batches))
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast(device.type, PRECISIONS[precision], enabled=PRECISIONS[precision] is not None):
-                loss = replica(mel.to(device), audio.to(device))
+                loss = replica(*batch)
             scaler.scale(loss).backward()
             scaler.unscale_(optimizer)
             norm = float(torch.nn.utils.clip_grad_norm_(parameters, clip))
@@ -195,36 +194,29 @@ def train(
     return facts
 
 
-def _check(model: Vocoder, datasets: list[SegmentDataset], batch_size: int, world: World) -> None:
-    for data in datasets:
-        if data.sampling_rate != model.sampling_rate:
-            raise TrainingError(f"the model works at {model.sampling_rate} Hz, the dataset at {data.sampling_rate} Hz")
-        if data.hop_length != model.hop_length:
-            raise TrainingError(f"the model's hop is {model.hop_length} samples, the dataset's {data.hop_length}")
-    if batch_size % world.size:
-        raise TrainingError(f"`batch_size` must be a multiple of the {world.size} processes; got {batch_size}")
+def _to(device: torch.device, batch: tuple[Tensor, ...]) -> list[Tensor]:
+    return [tensor.to(device) for tensor in batch]
 
 
 @torch.no_grad()
-def _start(model: Vocoder, objective: Objective, dataset: SegmentDataset, batch_size: int, from_data: bool) -> None:
+def _start(objective: Objective, dataset: TrainingData, batch_size: int, from_data: bool) -> None:
     """Set the weights that are to begin from data rather than from random numbers; the same in all processes."""
-    if from_data and isinstance(model, WaveGlow) and not isinstance(model, SqueezeWave):
-        start_from_data(model, dataset)
-    if any(isinstance(module, ActNorm) and not module.initialized for module in model.modules()):
-        device = next(model.parameters()).device
-        mel, audio = dataset.batch(0, batch_size)
-        objective(mel.to(device), audio.to(device))
+    if from_data:
+        objective.start(dataset)
+    if any(isinstance(module, ActNorm) and not module.initialized for module in objective.modules()):
+        device = next(objective.parameters()).device
+        objective(*_to(device, dataset.batch(0, batch_size)))
 
 
 @torch.no_grad()
-def _validate(objective: Objective, data: SegmentDataset, batch_size: int, world: World) -> float:
+def _validate(objective: Objective, data: TrainingData, batch_size: int, world: World) -> float:
     """The mean loss of the same batches each time."""
     objective.eval()
     device = next(objective.parameters()).device
     losses = []
     for number in range(VALIDATION_BATCHES):
-        mel, audio = data.batch(number, batch_size, (world.rank, world.size))
-        losses.append(world.mean(objective(mel.to(device), audio.to(device))))
+        batch = data.batch(number, batch_size, (world.rank, world.size))
+        losses.append(world.mean(objective(*_to(device, batch))))
     objective.train()
     return float(torch.stack(losses).mean())
 
@@ -237,13 +229,13 @@ def _schedule(done: float, warmup: float) -> float:
     return FINAL_LR + (1 - FINAL_LR) * 0.5 * (1 + math.cos(math.pi * phase))
 
 
-class _Batches(Dataset[tuple[Tensor, Tensor]]):
+class _Batches(Dataset[tuple[Tensor, ...]]):
     """A process's share of each batch, by number."""
 
-    def __init__(self, dataset: SegmentDataset, size: int, world: World) -> None:
+    def __init__(self, dataset: TrainingData, size: int, world: World) -> None:
         self.dataset, self.size, self.world = dataset, size, world
 
-    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, number: int) -> tuple[Tensor, ...]:
         return self.dataset.batch(number, self.size, (self.world.rank, self.world.size))
 
 
@@ -257,9 +249,7 @@ class _From(Sampler[int]):
         return iter(count(self.first))
 
 
-def _batches(
-    dataset: SegmentDataset, first: int, size: int, world: World, workers: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(dataset: TrainingData, first: int, size: int, world: World, workers: int) -> Iterator[tuple[Tensor, ...]]:
     return iter(
         DataLoader(
             _Batches(dataset, size, world),
@@ -276,15 +266,15 @@ def _undisturbed(_worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _kept(settings: Settings, dataset: SegmentDataset) -> dict[str, Any]:
+def _kept(settings: Settings, dataset: TrainingData) -> dict[str, Any]:
     """What a resumed run should have in common with its beginning: all settings but the budget."""
-    options = asdict(settings) | {"segment": dataset.segment, "seed": dataset.seed, "dither": dataset.dither}
+    options = asdict(settings) | dataset.options()
     return {name: value for name, value in options.items() if name not in ("steps", "minutes")}
 
 
 def _facts(
-    model: Vocoder,
-    dataset: SegmentDataset,
+    model: Vocoder | ImageFlow,
+    dataset: TrainingData,
     settings: Settings,
     progress: Progress,
     device: torch.device,
@@ -292,18 +282,12 @@ def _facts(
 ) -> dict[str, Any]:
     import fastflow
 
-    sources = sorted({"/".join(clip.path.parts[-3:-1]) for clip in dataset.clips})
     return {
         "config": model.config,
         "parameters": sum(p.numel() for p in model.parameters()),
         "settings": _kept(settings, dataset) | {"steps": settings.steps, "minutes": settings.minutes},
         "progress": asdict(progress),
-        "data": {
-            "sources": sources,
-            "files": len(dataset.clips),
-            "skipped_files": len(dataset.skipped),
-            "minutes": round(dataset.seconds / 60, 2),
-        },
+        "data": dataset.facts(),
         "device": _device_name(device),
         "processes": world.size,
         "threads": torch.get_num_threads(),

@@ -60,7 +60,7 @@ class Progress:
 
     step: int = 0
     seconds: float = 0.0
-    samples: int = 0
+    samples: int = 0  # of audio, or images
     skipped_steps: int = 0
     loss: float = math.nan  # smoothed, over the steps that were not skipped; nan before the first of them
     validation_loss: float | None = None  # of the averaged weights, when they were last saved

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-AUDIO_SUFFIXES = frozenset({".wav", ".flac"})
+AUDIO_SUFFIXES = (".wav", ".flac")
 LIST_SUFFIXES = frozenset({".txt", ".csv"})
 MANIFEST_SUFFIXES = (".jsonl", ".jsonl.gz")
 
@@ -41,32 +41,41 @@ def find_clips(sources: Iterable[str | os.PathLike[str]]) -> list[Clip]:
     A source named twice gives its clips twice, so that they are drawn twice as often. Raises DataError for a source
     that gives none, and for a line that names no file.
     """
+    found: list[Clip] = []
+    for path in find_files(sources, AUDIO_SUFFIXES):
+        if path.name.lower().endswith(MANIFEST_SUFFIXES):
+            clips = list(_of_manifest(path))
+        elif path.suffix.lower() in LIST_SUFFIXES:
+            clips = list(_of_list(path))
+        else:
+            clips = [Clip(path)]
+        if not clips:
+            raise DataError(f"{path}: it names no audio file")
+        found += clips
+    return found
+
+
+def find_files(sources: Iterable[str | os.PathLike[str]], suffixes: tuple[str, ...]) -> list[Path]:
+    """The files that `sources` names, in order: files, folders, searched recursively for `suffixes`, glob patterns.
+
+    Raises DataError for a source that gives none.
+    """
     if isinstance(sources, (str, os.PathLike)):
         raise DataError(f"`sources` must be a list of files, directories or patterns; got {os.fspath(sources)!r}")
-    found: list[Clip] = []
+    found: list[Path] = []
     for source in sources:
         path = Path(source)
         if os.path.isfile(path):  # unlike Path.is_file, False for a name that is too long
-            if path.name.lower().endswith(MANIFEST_SUFFIXES):
-                clips = list(_of_manifest(path))
-            elif path.suffix.lower() in LIST_SUFFIXES:
-                clips = list(_of_list(path))
-            else:
-                clips = [Clip(path)]
+            files = [path]
         elif os.path.isdir(path):
-            names = (p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and os.path.isfile(p))
-            clips = [Clip(p) for p in sorted(names)]
+            files = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and os.path.isfile(p))
         else:
-            matches = glob.glob(os.fspath(source), recursive=True)
-            clips = [Clip(p) for p in sorted(Path(name) for name in matches if os.path.isfile(name))]
-        if not clips:
-            reason = "no such file, directory or match"
-            if os.path.isdir(path):
-                reason = "no .wav or .flac file in it"
-            elif os.path.isfile(path):
-                reason = "it names no audio file"
+            files = sorted(Path(name) for name in glob.glob(os.fspath(source), recursive=True) if os.path.isfile(name))
+        if not files:
+            kinds = " or ".join((", ".join(suffixes[:-1]), suffixes[-1]))
+            reason = f"no {kinds} file in it" if os.path.isdir(path) else "no such file, directory or match"
             raise DataError(f"{source}: {reason}")
-        found += clips
+        found += files
     if not found:
         raise DataError("`sources` must name at least one file, directory or pattern; got none")
     return found

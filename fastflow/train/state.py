@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fastflow.files import check_target, write_whole
-from fastflow.models import Vocoder
+from fastflow.models import ImageFlow, Vocoder
 
 from .settings import Progress, TrainingError
 
@@ -41,7 +41,7 @@ def check_output(output: Path, resume: bool, overwrite: bool) -> None:
 
 def save_state(
     path: Path,
-    model: Vocoder,
+    model: Vocoder | ImageFlow,
     average: list[Tensor],
     tools: dict[str, Any],
     progress: Progress,
@@ -65,7 +65,7 @@ def save_state(
 
 def load_state(
     path: Path,
-    model: Vocoder,
+    model: Vocoder | ImageFlow,
     average: list[Tensor],
     tools: dict[str, Any],
     kept: dict[str, Any],

@@ -110,7 +110,7 @@ def test_the_command_line_goes_before_the_config(run: Run, data: Path, tmp_path:
         (["--config", '{"lr": [1]}'], "--config: `lr` must be a number; got [1]"),
         (["--config", '{"resume": "yes please"}'], "--config: `resume` must be true or false; got 'yes please'"),
         (["--config", '{"tensorboard": true}'], "--config: `tensorboard` must be a text; got True"),
-        (["--config", '{"step": 3}'], "--config: unknown step; the keys are backprop, batch_size, channels, "),
+        (["--config", '{"step": 3}'], "--config: unknown step; the keys are backprop, batch_size, bits, channels, "),
         ([], "give --steps or --minutes, one of them"),
         (["--steps", 1, "--minutes", 1], "give --steps or --minutes, one of them"),
         (["--minutes", "-1"], "`--minutes` must be > 0; got -1"),

@@ -21,7 +21,7 @@ from fastflow.audio import MelSpectrogram, front_end, read_audio
 from fastflow.cli.main import main
 from fastflow.models import FloWaveNet, SqueezeWave, Vocoder
 from fastflow.train import DataError, SegmentDataset, TrainingError, train
-from fastflow.train.objective import Objective
+from fastflow.train.objective import VocoderObjective
 from fastflow.train.world import World
 
 from .test_loop import Disturbed, disturbed, fresh, same
@@ -50,7 +50,7 @@ def test_other_models_learn_and_resume(make: Any, speech: Path, tmp_path: Path) 
     whole = make()
     facts = train(whole, dataset, tmp_path / "a.safetensors", **settings)
     with torch.no_grad():
-        learned, random = (Objective(m, 1.0)(*dataset.batch(99, 8)) for m in (whole, _started(make(), dataset)))
+        learned, random = (VocoderObjective(m, 1.0)(*dataset.batch(99, 8)) for m in (whole, _started(make(), dataset)))
     assert learned < random
     assert facts["progress"]["skipped_steps"] == 0
     assert same(fastflow.load(tmp_path / "a.safetensors"), whole)  # type: ignore[arg-type]
@@ -67,7 +67,7 @@ def test_other_models_learn_and_resume(make: Any, speech: Path, tmp_path: Path) 
 
 def _started(model: Vocoder, dataset: SegmentDataset) -> Vocoder:
     """With actnorm set from data, as training begins."""
-    Objective(model, 1.0)(*dataset.batch(0, 2))
+    VocoderObjective(model, 1.0)(*dataset.batch(0, 2))
     return model.eval()
 
 
@@ -109,7 +109,7 @@ def test_validation_and_the_last_saves_and_tensorboard(
     facts = train(fresh(), dataset, output, keep=2, tensorboard=tmp_path / "board", log_every=0.0, **options)
     with torch.no_grad():
         model = fastflow.load(output).train()
-        losses = [Objective(model, 1.0)(*held_out.batch(n, 2)) for n in range(8)]
+        losses = [VocoderObjective(model, 1.0)(*held_out.batch(n, 2)) for n in range(8)]
     assert facts["progress"]["validation_loss"] == pytest.approx(float(torch.stack(losses).mean()), rel=1e-5)
     assert "validation loss" in capsys.readouterr().err
     names = sorted(p.name for p in tmp_path.glob("m.step*"))
@@ -173,7 +173,9 @@ def test_precision_must_be_known(dataset: SegmentDataset, tmp_path: Path) -> Non
         train(fresh(), dataset, tmp_path / "m.safetensors", steps=1, precision="int8")
 
 
-def _run(arguments: list[str], processes: int = 1, **options: Any) -> subprocess.Popen[str]:
+def _run(
+    arguments: list[str], processes: int = 1, *, common: list[str] = COMMAND, **options: Any
+) -> subprocess.Popen[str]:
     launch = [sys.executable, "-m"]
     if processes > 1:
         with socket.socket() as free:
@@ -182,7 +184,7 @@ def _run(arguments: list[str], processes: int = 1, **options: Any) -> subprocess
         launch += ["torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(port), "-m"]
     root = Path(fastflow.__file__).parents[1]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    command = [*launch, "fastflow", "train", *arguments, *COMMAND]
+    command = [*launch, "fastflow", "train", *arguments, *common]
     return subprocess.Popen(command, env=environment, text=True, stderr=subprocess.PIPE, **options)
 
 
