@@ -70,6 +70,23 @@ struct WnGateBackwardRowParams {
   int64_t batch, rows, gate_channels, time;  // B, R + S, G, T
 };
 
+// One layer of SqueezeWave's stack, where x = scale * h + shift, and zero beyond the ends:
+//   d = taps over x, channel by channel;   u = weight @ d + cond;   h_out = h + res_weight @ gate(u) + res_bias
+template <class T>
+struct SeparableWnParams {
+  const T* h;           // [B, C, T]
+  const T* cond;        // [B, 2C, F], biases of u in it; each frame serves T / F steps
+  const T* scale;       // [C]
+  const T* shift;       // [C]
+  const T* taps;        // [C, 3]
+  const T* weight;      // [2C, C]
+  const T* res_weight;  // [C, C]
+  const T* res_bias;    // [C]
+  T* h_out;             // [B, C, T], not the memory of h
+  int64_t h_batch, cond_batch;
+  int64_t batch, channels, time, frames;  // B, C, T, F
+};
+
 // The stack of layers as the kernels for GPUs take it. Time comes before channels in every array: [B, T, C].
 // Layer l reads h (l = 0) or states[(l - 1) % 2] and writes states[l % 2]; skips are summed in one array.
 //

@@ -36,6 +36,12 @@ struct Kernels {
   const TiledKernels<WnLayerParams<T>>* wn_layer_bf16;
   TiledKernels<WnGateBackwardRowParams<T>> wn_gate_backward;
 
+  // Tasks: B batch entries times separable_wn_vectors vectors of time; neighbours are done together. Each thread has
+  // its own `scratch` of separable_wn_scratch_size elements, aligned to 64 bytes. Null for bfloat16.
+  int64_t (*separable_wn_vectors)(const SeparableWnParams<T>&);
+  int64_t (*separable_wn_scratch_size)(const SeparableWnParams<T>&);
+  void (*separable_wn)(const SeparableWnParams<T>&, int64_t begin, int64_t end, T* scratch);
+
   // Tasks: B * C rows.
   void (*affine_coupling)(const AffineCouplingParams<T>&, int64_t begin, int64_t end);
   // Tasks: B batch entries times invconv1x1_tiles tiles of time. `weight` [C, C] is in the type to compute in;

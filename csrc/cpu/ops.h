@@ -32,6 +32,10 @@ Tensor wn(
     const std::vector<Tensor>& input_biases, const OptionalTensor& mask, const std::vector<int64_t>& dilations,
     bool causal, double res_scale, double skip_scale, bool last_residual);
 
+Tensor separable_wn(
+    const Tensor& h, const Tensor& cond, const Tensor& scale, const Tensor& shift, const Tensor& taps,
+    const Tensor& weight, const Tensor& res_weight, const Tensor& res_bias);
+
 std::tuple<Tensor, Tensor> affine_coupling(
     const Tensor& x, const Tensor& shift, const OptionalTensor& log_scale, const OptionalTensor& mask,
     const std::string& form, bool reverse);

@@ -9,6 +9,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastflow_cpu, CPU, m) {
   m.impl("wn_layer_keeping_u", TORCH_BOX(&fastflow::wn_layer_keeping_u));
   m.impl("wn_gate_backward", TORCH_BOX(&fastflow::wn_gate_backward));
   m.impl("wn", TORCH_BOX(&fastflow::wn));
+  m.impl("separable_wn", TORCH_BOX(&fastflow::separable_wn));
   m.impl("affine_coupling", TORCH_BOX(&fastflow::affine_coupling));
   m.impl("invconv1x1", TORCH_BOX(&fastflow::invconv1x1));
   m.impl("actnorm", TORCH_BOX(&fastflow::actnorm));

@@ -6,8 +6,8 @@ Synthesis"; names, shapes and order of random draws follow tianrengao/SqueezeWav
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +15,33 @@ from torch import Tensor, nn
 from fastflow.models.vocoder import Vocoder
 from fastflow.models.waveglow import WaveGlow
 from fastflow.nn import Conv1d
+from fastflow.nn.packing import PackingModule
+from fastflow.ops import checks, registry
 from fastflow.ops.gate.api import gate
 
 
-class SeparableNet(nn.Module):
+class Weights(NamedTuple):
+    """A network's layers as the CPU library takes them, in float32 or wider.
+
+    Batch normalisation is `scale` and `shift`; all biases of the gate's input are one with the conditioning's.
+    """
+
+    scale: Tensor  # [L, C]
+    shift: Tensor  # [L, C]
+    taps: Tensor  # [L, C, 3]
+    weight: Tensor  # [L, 2 C, C]
+    res_weight: Tensor  # [L, C, C]
+    res_bias: Tensor  # [L, C]
+    cond_weight: Tensor  # [L 2 C, n_mel_channels]
+    cond_bias: Tensor  # [L 2 C, 1]
+
+
+class SeparableNet(PackingModule[Weights]):
     """SqueezeWave's `WN`: gated layers of batch normalisation, a depthwise and a pointwise convolution.
 
-    A layer has a residual output and no skip, so that this is no case of the fused block `fastflow.ops.wn`: the
-    convolutions are PyTorch's, the gate is `fastflow.ops.gate`.
+    A layer has a residual output and no skip, so that this is no case of the fused block `fastflow.ops.wn`. Inference
+    on a CPU has a kernel of its own, `csrc/cpu/kernels/separable_wn.h`. Elsewhere the convolutions are PyTorch's and
+    the gate is `fastflow.ops.gate`; that is also what the kernel is held to.
 
     Args:
         n_in_channels: channels in; twice as many come out.
@@ -57,13 +76,66 @@ class SeparableNet(nn.Module):
         what the convolution of that name takes: [B, n_channels, T].
         """
         h = self.start(h)
+        kernel = self._kernel(h)
+        h = self._layers(h, mel) if kernel is None else self._in_one(kernel, h, mel)
+        out: Tensor = self.end(h) if end else h
+        return out
+
+    def _kernel(self, h: Tensor) -> Callable[..., Any] | None:
+        """Return the CPU library's `separable_wn`, where it can run all layers.
+
+        It knows neither gradients nor the statistics of a batch, and torch.compile sees more in the layers.
+        """
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or checks.autocast_is_on(h.device):
+            return None
+        if any(module.training for module in self.in_layers.modules()):
+            return None
+        return registry.cpu_kernel("separable_wn", h)
+
+    def _layers(self, h: Tensor, mel: Tensor) -> Tensor:
+        """Run the layers one by one on h [B, C, T]."""
         cond = self.cond_layer(mel).chunk(len(self.in_layers), 1)
         for layer, res_skip, frames in zip(self.in_layers, self.res_skip_layers, cond, strict=True):
             if h.shape[2]:  # PyTorch's convolutions refuse no steps
                 u = layer(h).reshape(*frames.shape, -1) + frames[..., None]
                 h = h + res_skip(gate(u.flatten(2)))
-        out: Tensor = self.end(h) if end else h
-        return out
+        return h
+
+    def _in_one(self, kernel: Callable[..., Any], h: Tensor, mel: Tensor) -> Tensor:
+        """Run the layers in one call of `kernel`."""
+        *layers, cond_weight, cond_bias = self._packed.get(self._stored(), self._pack)
+        cond = torch.baddbmm(cond_bias, cond_weight.expand(mel.shape[0], -1, -1), mel.to(cond_weight.dtype))
+        out: Tensor = kernel(h.to(cond.dtype), cond, *layers)
+        return out.to(h.dtype)
+
+    def _stored(self) -> list[Tensor]:
+        convs: list[Any] = [*self.res_skip_layers, self.cond_layer]
+        return [*self.in_layers.parameters(), *self.in_layers.buffers(), *(t for c in convs for t in c.stored())]
+
+    def _pack(self) -> Weights:
+        layers: Any = self.in_layers
+        norms, depthwise, pointwise = zip(*layers, strict=True)
+        residual: Any = self.res_skip_layers
+        wide = torch.promote_types(self.cond_layer.folded_weight().dtype, torch.float32)
+
+        def stack(tensors: Any) -> Tensor:
+            return torch.stack([t.to(wide) for t in tensors])
+
+        scale = stack(n.weight for n in norms) * torch.rsqrt(stack(n.running_var + n.eps for n in norms))
+        weight = stack(conv.weight[:, :, 0] for conv in pointwise)
+        through = weight @ stack(conv.bias for conv in depthwise)[..., None]
+        bias = stack(conv.bias for conv in pointwise) + through[..., 0]
+        assert self.cond_layer.bias is not None
+        return Weights(
+            scale,
+            stack(n.bias for n in norms) - stack(n.running_mean for n in norms) * scale,
+            stack(conv.weight[:, 0] for conv in depthwise),
+            weight,
+            stack(conv.folded_weight()[:, :, 0] for conv in residual),
+            stack(conv.bias for conv in residual),
+            self.cond_layer.folded_weight()[:, :, 0].to(wide),
+            (self.cond_layer.bias.to(wide) + bias.flatten())[:, None],
+        )
 
 
 class SqueezeWave(WaveGlow):

@@ -64,9 +64,14 @@ BACKWARD_SCHEMAS = {
     "flow_step_backward": f"(Tensor grad, Tensor grad_log_det, {_FLOW_STEP}) -> Tensor[]",
 }
 
-# What the gated operations' backward is made of: fastflow_cpu runs a layer again and returns its residual output and
-# the gate's input u [B, 2G, T]; from that, `wn_gate_backward` returns u's gradient and the gate's output [B, G, T].
+# What fastflow_cpu has beside these: SqueezeWave's stack, see `fastflow.models.squeezewave`; and what the gated
+# operations' backward is made of. A layer is run again and returns its residual output and the gate's input u
+# [B, 2G, T]; from that, `wn_gate_backward` returns u's gradient and the gate's output [B, G, T].
 _CPU_SCHEMAS = {
+    "separable_wn": (
+        "(Tensor h, Tensor cond, Tensor scale, Tensor shift, Tensor taps, Tensor weight, Tensor res_weight, "
+        "Tensor res_bias) -> Tensor"
+    ),
     "wn_layer_keeping_u": f"({_WN_LAYER}) -> (Tensor, Tensor)",
     "wn_gate_backward": "(Tensor grad_r, Tensor u, Tensor res_skip_weight) -> (Tensor, Tensor)",
 }
@@ -256,6 +261,15 @@ def _auto(op: str, x: Tensor, *rest: Any) -> str:
         _chosen.add((op, x.device.type, backend))
         log.info("`%s` on %s runs on backend '%s'", op, x.device.type, backend)
     return backend
+
+
+def cpu_kernel(op: str, x: Tensor) -> Callable[..., Any] | None:
+    """Return `op`, a gated stack of the CPU library's own, if `wn` on tensors like `x` runs in that library."""
+    backend = chosen("wn", x)[0] if _requested == "auto" else _requested
+    if backend != "cpu" or _unsupported("cpu", "wn", x) is not None:
+        return None
+    kernel: Callable[..., Any] = getattr(torch.ops.fastflow_cpu, op).default
+    return kernel
 
 
 def kernels_take_phases(x: Tensor) -> bool:

@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import copy
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
 
 from fastflow import use_backend
 from fastflow.models import GraphedInfer, SqueezeWave, WaveGlowLoss, graphed
+from fastflow.models.squeezewave import SeparableNet
 from fastflow.ops import registry
 from tests.models import squeezewave_twin as twins
 
@@ -125,6 +129,90 @@ def test_one_graph_gives_what_infer_gives(monkeypatch: pytest.MonkeyPatch) -> No
     model, _ = pair()
     infer, mel, z = GraphedInfer(model, 1, 3), torch.randn(1, 5, 3), torch.randn(1, 128, 6)
     assert torch.equal(infer(mel, 0.5, z=z), model.infer(mel, 0.5, z=z))
+
+
+with_kernel = pytest.mark.skipif("cpu" not in BACKENDS, reason="the cpu backend cannot run")
+
+
+@contextmanager
+def kernel_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """Collect which kernel each network ran in, None for the layers one by one."""
+    calls: list[Any] = []
+    with monkeypatch.context() as patch:
+        for name in ("_layers", "_in_one"):
+            run = getattr(SeparableNet, name)
+            patch.setattr(SeparableNet, name, lambda *a, name=name, run=run: (calls.append(name), run(*a))[1])
+        yield calls
+
+
+@with_kernel
+def test_the_kernel_runs_where_nothing_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = pair(flows=2)
+    mel, audio = torch.randn(1, 5, 3), 0.1 * torch.randn(1, 3 * 256)
+    with use_backend("cpu"), kernel_calls(monkeypatch) as calls:
+        model.infer(mel)
+        with torch.no_grad():
+            model((mel, audio))
+        assert set(calls) == {"_in_one"} and len(calls) == 4
+        calls.clear()
+        model((mel, audio))  # gradients are recorded
+        with torch.autocast("cpu", torch.bfloat16):
+            model.infer(mel)
+        with use_backend("reference"):
+            model.infer(mel)
+        with torch.no_grad():
+            model.train()((mel, audio))
+        assert set(calls) == {"_layers"} and len(calls) == 8
+
+
+@with_kernel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_kernel_sees_every_change_of_the_weights(dtype: torch.dtype) -> None:
+    model, _ = pair(flows=2)
+    model.to(dtype)
+    mel, z = torch.randn(1, 5, 3, dtype=dtype), torch.randn(1, 128, 6, dtype=dtype)
+
+    def both() -> tuple[torch.Tensor, torch.Tensor]:
+        with use_backend("cpu"):
+            got = model.infer(mel, z=z)
+        with use_backend("reference"):
+            return got, model.infer(mel, z=z)
+
+    before, _ = both()
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if "WN.0." not in name or not tensor.is_floating_point() or "in_layers.1" in name:
+            continue
+        with torch.no_grad():
+            tensor.mul_(1.5).add_(0.1)
+        got, expected = both()
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4, msg=name)
+        assert not torch.equal(got, before), name
+        before = got
+
+
+@with_kernel
+def test_bfloat16_errs_at_most_twice_as_much_as_plain_pytorch() -> None:
+    net = pair()[0].WN[0].bfloat16()
+    h, mel = torch.randn(2, net.start.shape[1], 120).bfloat16(), torch.randn(2, 5, 60).bfloat16()
+    with torch.no_grad():
+        expected = copy.deepcopy(net).double()(h.double(), mel.double())
+        with use_backend("reference"):
+            plain = net(h, mel)
+        with use_backend("cpu"):
+            got = net(h, mel)
+    assert got.dtype == torch.bfloat16
+    errors = [(x.double() - expected).square().mean().sqrt() for x in (got, plain)]
+    assert errors[0] <= 2 * errors[1]
+
+
+def test_gradients_in_evaluation() -> None:
+    model, twin = (m.double().eval() for m in pair())
+    mel, audio = torch.randn(2, 5, 7, dtype=torch.float64), 0.1 * torch.randn(2, 7 * 256, dtype=torch.float64)
+    for out in (model((mel, audio)), twin(mel, audio)):
+        WaveGlowLoss()(out).backward()
+    grads = {name: p.grad for name, p in twin.named_parameters()}
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.grad, grads[name], rtol=1e-8, atol=1e-10, msg=name)
 
 
 BAD_SIZES = [

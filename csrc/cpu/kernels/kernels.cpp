@@ -6,6 +6,7 @@
 #include "flow_step.h"
 #include "gate.h"
 #include "invconv1x1.h"
+#include "separable_wn.h"
 #include "wn_gate_backward.h"
 #include "wn_layer.h"
 
@@ -32,6 +33,11 @@ const Kernels<T>& table() {
           &wn_gate_backward_packed_size<T>,  &wn_gate_backward_panels<T>, &wn_gate_backward_pack<T>,
           &wn_gate_backward_scratch_size<T>, &wn_gate_backward_tiles<T>,  &wn_gate_backward<T>,
       };
+    }
+    if constexpr (sizeof(T) != 2) {
+      all.separable_wn_vectors = &separable_wn_vectors<T>;
+      all.separable_wn_scratch_size = &separable_wn_scratch_size<T>;
+      all.separable_wn = &separable_wn<T>;
     }
     if constexpr (std::is_same_v<T, float> && kBf16Pairs) all.wn_layer_bf16 = &wn_layer_kernels<Bf16Pairs>;
     all.affine_coupling = &affine_coupling<T>;
