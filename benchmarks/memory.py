@@ -3,16 +3,17 @@
     python -m benchmarks.memory                      # WaveGlow-256, 16,000 samples, 4 to 24 flows: a quarter of an hour
     python -m benchmarks.memory --flows 12 --rounds 5
     python -m benchmarks.memory --tiny               # the same code at toy sizes, to see that it runs
+    python -m benchmarks.memory --device cuda --dtype bfloat16 --batch 8 --flows 12
 
-A step is forward, loss and backward, in float32, without an optimizer. Variants: the published arithmetic in PyTorch,
-eager; fastflow with each value of `model.backprop`. Each is a process of its own, and they take turns. Each one's
-gradients are compared with the eager ones before it is timed. On a machine that others use too, processor time with
-`--threads 1` says more than the clock (with several threads, one that waits for another counts as busy). What is
-measured of memory:
+A step is forward, loss and backward, without an optimizer, in float32 or under autocast. Variants: the published
+arithmetic in PyTorch, eager; fastflow with each value of `model.backprop`. Each is a process of its own, and they take
+turns. Each one's gradients are held against the eager ones in float32 before it is timed; under autocast, twice the
+error of eager autocast is allowed. On a machine that others use too, processor time with `--threads 1` says more than
+the clock (with several threads, one that waits for another counts as busy). What is measured of memory:
 
 - kept: the bytes that autograd holds when the forward is done, the model's parameters and the inputs left out;
-- peak: how far resident memory rises during a step above what it is before, when weights and gradients are there
-  already: what is kept, and what comes and goes.
+- peak: how far resident memory (on a GPU, what PyTorch has allocated) rises during a step above what it is before, when
+  weights and gradients are there already: what is kept, and what comes and goes.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from torch import Tensor
 from benchmarks import cpu
 from benchmarks.cpu import RESULTS
 from fastflow.bench import rows
+from fastflow.bench.check import DTYPES
 from fastflow.bench.processes import Answers
 from fastflow.bench.rows import Row
 from fastflow.bench.timing import Clock
@@ -49,8 +51,8 @@ BOUND = 1e-4  # rms of a gradient's error over the gradient's rms
 COMPARED = 64  # values of each parameter's gradient
 
 
-def model_and_inputs(flows: int, tiny: bool) -> tuple[WaveGlow, Tensor, Tensor]:
-    """WaveGlow-256 with weight norm and couplings that do something, mel and audio of 16,000 samples."""
+def model_and_inputs(flows: int, tiny: bool, batch: int = 1) -> tuple[WaveGlow, Tensor, Tensor]:
+    """WaveGlow-256 with weight norm and couplings that do something, mels and audio of 16,000 samples."""
     torch.manual_seed(0)
     if tiny:
         sizes = {"n_layers": 2, "n_channels": 8, "kernel_size": 3}
@@ -62,8 +64,8 @@ def model_and_inputs(flows: int, tiny: bool) -> tuple[WaveGlow, Tensor, Tensor]:
     for net in model.WN:
         torch.nn.init.normal_(net.end.weight, std=0.1 / net.end.weight.shape[1] ** 0.5)
     samples = 128 if tiny else 16000
-    mel = torch.randn(1, model.n_mel_channels, -(-samples // model.hop_length))
-    return model, mel, 0.1 * torch.randn(1, samples)
+    mel = torch.randn(batch, model.n_mel_channels, -(-samples // model.hop_length))
+    return model, mel, 0.1 * torch.randn(batch, samples)
 
 
 def published_loss(model: WaveGlow, mel: Tensor, audio: Tensor) -> Tensor:
@@ -134,26 +136,49 @@ def some_of(model: WaveGlow) -> dict[str, Tensor]:
     found = {}
     for name, p in model.named_parameters():
         assert p.grad is not None
-        found[name] = p.grad.flatten()[torch.randint(p.numel(), (COMPARED,), generator=generator)].clone()
+        places = torch.randint(p.numel(), (COMPARED,), generator=generator).to(p.device)
+        found[name] = p.grad.flatten()[places].cpu()
     return found
+
+
+def off(model: WaveGlow, right: dict[str, Tensor]) -> float:
+    """Return the largest error of a parameter's gradient, rms over rms."""
+    return max(
+        float((got - right[name]).square().mean().sqrt() / right[name].square().mean().sqrt().clamp(min=1e-30))
+        for name, got in some_of(model).items()
+    )
 
 
 def worker(spec: dict[str, Any]) -> None:
     """Answer: first the row, checked; then the milliseconds of a step for each line read."""
     answers = Answers()
     torch.set_num_threads(spec["threads"])
+    device, dtype = torch.device(spec["device"]), DTYPES[spec["dtype"]]
     loss_of(*model_and_inputs(4, True), spec["variant"])().backward()  # what is imported at first use is there
-    model, mel, audio = model_and_inputs(spec["flows"], spec["tiny"])
-    row = Row("memory", spec["case"], "", "float32", spec["variant"], flows=spec["flows"], threads=spec["threads"])
+    model, mel, audio = model_and_inputs(spec["flows"], spec["tiny"], spec["batch"])
+    model, mel, audio = model.to(device), mel.to(device), audio.to(device)
+    row = Row("memory", spec["case"], "", spec["dtype"], spec["variant"], flows=spec["flows"], threads=spec["threads"])
     row.samples = audio.numel()
-    loss = loss_of(model, mel, audio, spec["variant"])
+    plain = loss_of(model, mel, audio, spec["variant"])
 
-    def step() -> None:
+    def loss() -> Tensor:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            return plain()
+
+    def step(of: Callable[[], Tensor] = loss) -> None:
         model.zero_grad(set_to_none=False)
-        loss().backward()
+        of().backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
 
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
+    if spec["variant"] == EAGER:
+        step(plain)
+        right = some_of(model)
+        step()
+        torch.save({"right": right, "bound": BOUND if dtype == torch.float32 else 2 * off(model, right)}, spec["file"])
+        model.zero_grad(set_to_none=False)
     besides = [*model.parameters(), mel, audio]
     gc.collect()
 
@@ -162,15 +187,9 @@ def worker(spec: dict[str, Any]) -> None:
         row.kept_mb = kept_by(loss, besides)
         row.cpu_ms = (time.process_time() - start) * 1e3
 
-    row.extra_mb = Clock(torch.device("cpu")).extra_mb(accounted)
-    if spec["variant"] == EAGER:
-        torch.save(some_of(model), spec["file"])
+    row.extra_mb = Clock(device).extra_mb(accounted)
     known = torch.load(spec["file"], weights_only=True)
-    row.bound = BOUND
-    row.error = max(
-        float((got - known[name]).square().mean().sqrt() / known[name].square().mean().sqrt().clamp(min=1e-30))
-        for name, got in some_of(model).items()
-    )
+    row.bound, row.error = known["bound"], off(model, known["right"])
     if not row.error <= row.bound:
         row.refused = f"its gradients are out of bounds: {row.error:.2g} > {row.bound:.2g}"
     answers.send(asdict(row))
@@ -235,6 +254,9 @@ def table(made: Sequence[Row]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--tiny", action="store_true", help="toy sizes, to see that everything runs")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="the latter: autocast")
+    parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--flows", type=int, nargs="+", default=[4, 8, 12, 24])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -247,16 +269,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.worker:
         worker(json.loads(options.worker))
         return 0
-    about = rows.about(torch.device("cpu"), options.commit) | {"note": options.note}
+    device = torch.device(options.device)
+    about = rows.about(device, options.commit) | {"note": options.note}
     variants = [EAGER, *(name for name in options.variants if name != EAGER)]
     made: list[Row] = []
     for flows in options.flows:
-        case = f"WaveGlow-256 training, {flows} flows"
-        spec = {"case": case, "dtype": "float32", "flows": flows, "threads": options.threads, "tiny": options.tiny}
+        case = f"WaveGlow-256 training, {flows} flows" + (f", batch {options.batch}" if options.batch > 1 else "")
+        spec = {"case": case, "flows": flows} | {
+            name: getattr(options, name) for name in ("device", "dtype", "batch", "threads", "tiny")
+        }
         new = bench(spec, variants, options.rounds)
         for row in new:
             row.about = about
-        rows.store(new, options.out / rows.machine(torch.device("cpu")))
+        rows.store(new, options.out / rows.machine(device))
         print(table(new) + "\n", flush=True)
         made += new
     print(table(made))

@@ -96,11 +96,12 @@ def memory_table(found: Sequence[Row]) -> str:
     clock, and by the processor where other programs ran as well.
     """
     lines = []
-    for row in sorted(found, key=lambda row: row.flows):
+    for row in sorted(found, key=lambda row: (row.dtype, row.samples, row.flows)):
         said = figure(row.median_ms) if row.median_ms else row.refused
         used = figure(row.cpu_ms) if row.cpu_ms else ""
-        lines.append([str(row.flows), row.variant, figure(row.kept_mb), figure(row.extra_mb), said, used])
-    return table(["flows", "variant", "kept, MB", "peak, MB", "ms", "processor ms"], lines, 2)
+        size = [row.dtype, f"{row.samples:,}", str(row.flows)]
+        lines.append([*size, row.variant, figure(row.kept_mb), figure(row.extra_mb), said, used])
+    return table(["dtype", "samples", "flows", "variant", "kept, MB", "peak, MB", "ms", "processor ms"], lines, 4)
 
 
 def operations_table(found: Sequence[Row]) -> str:
@@ -262,12 +263,13 @@ def plots(found: Sequence[Row]) -> list[Plot]:
             about = "least time at this machine's rates of products and copies / time (naive count: 1 is no bound)"
             made.append(draw_bars(f"Fraction of the limit, {dtype}", about, bars))
     for column, name in (("extra_mb", "Peak memory"), ("kept_mb", "What autograd keeps")):
-        flows: dict[str, list[tuple[float, float]]] = {}
+        steps: dict[str, dict[str, list[tuple[float, float]]]] = {}
         for row in found:
             if row.flows and getattr(row, column):
+                flows = steps.setdefault(f"{row.samples:,} samples, {row.dtype}", {})
                 flows.setdefault(row.variant, []).append((row.flows, getattr(row, column)))
-        if flows:
-            made.append(draw(f"{name} of a training step against flows", "flows", "MB", flows))
+        for size, flows in steps.items():
+            made.append(draw(f"{name} of a training step of {size}, against flows", "flows", "MB", flows))
     return made
 
 

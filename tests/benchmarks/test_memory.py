@@ -26,12 +26,26 @@ def test_rows_of_all_variants_are_stored(tmp_path: Path, capsys: pytest.CaptureF
     assert "| 4 | fastflow, invert |" in capsys.readouterr().out
 
 
+def test_under_autocast_twice_the_error_of_eager_is_allowed(tmp_path: Path) -> None:
+    arguments = ["--tiny", "--flows", "4", "--rounds", "1", "--threads", "1", "--out", str(tmp_path), "--commit", "abc"]
+    arguments += ["--dtype", "bfloat16", "--batch", "2", "--variants", "fastflow, recompute"]
+    assert memory.main(arguments) == 0
+    eager, ours = rows.read(tmp_path / rows.machine(torch.device("cpu")) / "memory.json")
+    assert (
+        eager.case == "WaveGlow-256 training, 4 flows, batch 2" and eager.dtype == "bfloat16" and eager.samples == 256
+    )
+    assert eager.error and eager.error > memory.BOUND
+    assert eager.bound == ours.bound == pytest.approx(2 * eager.error) and ours.error and not ours.refused
+
+
 def test_a_process_that_ends_is_a_refused_row_of_this_part() -> None:
     spec = {
         "case": "training",
         "dtype": "float32",
         "threads": 1,
         "tiny": True,
+        "device": "cpu",
+        "batch": 1,
         "variant": "no such variant",
         "flows": 4,
     }
