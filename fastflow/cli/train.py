@@ -132,6 +132,13 @@ def _refuse_others(name: str) -> None:
     show_default=True,
     help="Where a step's backward has activations from: kept, computed again from inputs, or from outputs.",
 )
+@click.option(
+    "--parallel",
+    type=click.Choice(["ddp", "fsdp"]),
+    default="ddp",
+    show_default=True,
+    help="What each of torchrun's processes has: the model, or a share of it.",
+)
 @click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes for the data.")
 @click.option("--validation", type=options.TEXT, help="Data whose loss is logged at every save.")
 @click.option("--tensorboard", type=click.Path(path_type=Path), metavar="DIR", help="Write TensorBoard's files there.")
@@ -165,6 +172,7 @@ def train(
     channels: int | None,
     precision: str,
     backprop: str,
+    parallel: str,
     workers: int,
     validation: str | None,
     tensorboard: Path | None,
@@ -186,7 +194,8 @@ def train(
     Writes OUT.safetensors (averaged weights and configuration), OUT.json (settings, time, loss) and
     OUT.state.pt (for --resume), each replaced every five minutes. Ctrl-C saves and stops.
 
-    `torchrun --nproc-per-node N -m fastflow train ...` trains in N processes, on as many GPUs with --device cuda.
+    `torchrun --nproc-per-node N -m fastflow train ...` trains in N processes, on as many GPUs with --device cuda;
+    with --parallel fsdp each of them holds an Nth of a large model.
     """
     data, output = data or _listed(config.get("data", ())), output or _path(config.get("output"))
     options.require(bool(data), "give DATA, as arguments or in --config")
@@ -242,6 +251,7 @@ def train(
                 ema=ema,
                 precision=precision,
                 workers=workers,
+                parallel=parallel,
                 validation=held_out,
                 tensorboard=tensorboard,
                 save_every=save_every,

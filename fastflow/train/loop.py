@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -26,8 +27,8 @@ from .display import Display
 from .objective import Objective, TrainingData, objective_of
 from .settings import PRECISIONS, Progress, Settings, TrainingError
 from .signals import stop_requests
-from .state import Averages, check_output, keep_last, load_state, save_state, state_path
-from .world import World
+from .state import Averages, check_output, keep_last, load_state, save_state, state_of, state_path
+from .world import PARALLEL, World
 
 FINAL_LR = 0.01  # the cosine ends at this fraction of the peak
 MAX_SKIPPED_IN_A_ROW = 10
@@ -51,6 +52,7 @@ def train(
     ema: float = 0.999,
     precision: str = "float32",
     workers: int = 0,
+    parallel: str = "ddp",
     validation: TrainingData | None = None,
     tensorboard: str | os.PathLike[str] | None = None,
     save_every: float = 5.0,
@@ -88,6 +90,10 @@ def train(
     ema: decay per step of the averaged weights; shorter in the first steps, so that they forget the start.
     precision: of matrix products: "float32", "bfloat16" or "float16" (torch.autocast, float16 with a scaled loss).
     workers: processes that prepare batches.
+    parallel: what several processes have: "ddp" the whole model each; "fsdp" a share of it, of its gradients, averages
+        and optimizer's state, by FSDP2: a network's weights are gathered for its own forward and backward. For models
+        whose training state does not fit; each process makes the whole model first, and has its share afterwards. With
+        `model.backprop` "autograd" only. The files are the same: any number of processes goes on from them, either way.
     validation: data whose loss, of the averaged weights, is logged at every save.
     tensorboard: folder for scalars and, with `validation`, audio and mels, or images.
     from_data: set a WaveGlow's upsampler and 1x1 weights from statistics of the data first; False to go on from weights
@@ -103,39 +109,51 @@ def train(
     output = Path(output)
     settings = Settings(batch_size, lr, warmup, sigma, clip, spike, ema, precision, steps, minutes)
     settings.check()
-    world = World.current()
+    if parallel not in PARALLEL:
+        raise TrainingError(f"`parallel` must be one of {', '.join(PARALLEL)}; got {parallel!r}")
+    world = World.current(parallel)
     if batch_size % world.size:
         raise TrainingError(f"`batch_size` must be a multiple of the {world.size} processes; got {batch_size}")
     objective = objective_of(model, dataset, sigma)
     if validation is not None:
         objective.check(validation)
+    backprop = getattr(model, "backprop", "autograd")
+    if world.sharded and backprop != "autograd":
+        raise TrainingError(f"`backprop` must be 'autograd' where `parallel` is 'fsdp'; got {backprop!r}")
     check_output(output, resume, overwrite)
+    kept = _kept(settings, dataset)
+    if not resume:
+        _start(objective, dataset, batch_size, from_data)
+    whole = copy.deepcopy(objective).cpu() if world.sharded and world.writes else objective  # what is written
+    replica = world.parallel(objective)
     parameters = [p for p in model.parameters() if p.requires_grad]
     device = parameters[0].device
     optimizer = torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.99))
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
-    kept = _kept(settings, dataset)
-    if not resume:
-        _start(objective, dataset, batch_size, from_data)
     average = Averages(parameters)
     progress = Progress()
     tools = {"optimizer": optimizer, "scaler": scaler}
     if resume:
-        progress = load_state(state_path(output), model, average.values, tools, kept)
+        progress = load_state(state_path(output), model, average.values, tools, kept, world)
     board = None if tensorboard is None else Path(tensorboard)
     display = Display(settings, log_every, progress, unit=dataset.unit, silent=not world.writes, tensorboard=board)
     step_samples = batch_size * dataset.units
 
     def save() -> dict[str, Any]:
+        world.equal_buffers(objective)
         with average:
+            weights = world.whole(model.state_dict())
+            if whole is not objective:
+                whole.model.load_state_dict(weights)
             if validation is not None:
                 progress.validation_loss = _validate(objective, validation, batch_size, world)
-                display.validation(model, validation, progress.validation_loss, progress)
+                display.validation(whole.model, validation, progress.validation_loss, progress)
             facts = _facts(model, dataset, settings, progress, device, world)
             if world.writes:  # the weights first: where the disk fills up, they are what is worth most
-                objective.save(output, dtype)
+                whole.save(output, dtype)
+        state = world.whole(state_of(model, average.values, tools, progress, kept))
         if world.writes:
-            save_state(state_path(output), model, average.values, tools, progress, kept)
+            save_state(state_path(output), state)
             with write_whole(output.with_suffix(".json"), overwrite=True, error=TrainingError) as path:
                 path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
             if keep:
@@ -143,7 +161,6 @@ def train(
         return facts
 
     model.train()
-    replica = world.parallel(objective)
     skipped_in_a_row = 0
     last_save = progress.seconds
     batches = _batches(dataset, progress.step, batch_size, world, workers)
@@ -159,7 +176,7 @@ def train(
                 loss = replica(*batch)
             scaler.scale(loss).backward()
             scaler.unscale_(optimizer)
-            norm = float(torch.nn.utils.clip_grad_norm_(parameters, clip))
+            norm = float(world.whole(torch.nn.utils.clip_grad_norm_(parameters, clip), everywhere=True))
             value = float(world.mean(loss))
             smoothed = progress.loss if progress.step >= SETTLED_STEPS else math.nan
             bad = not (math.isfinite(value) and math.isfinite(norm)) or value > smoothed + spike

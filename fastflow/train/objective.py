@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import fastflow.checkpoints
 from fastflow.models import ImageFlow, SqueezeWave, Vocoder, WaveGlow, WaveGlowLoss
+from fastflow.nn import AffineCoupling, CheckerboardCoupling
 
 from .data import SegmentDataset
 from .images import ImageDataset
@@ -62,6 +63,10 @@ class Objective(nn.Module):
         """Write the model's weights; TrainingError where that fails."""
         raise NotImplementedError
 
+    def networks(self) -> list[tuple[nn.Module, list[nn.Parameter]]]:
+        """The networks, most of the model, each with those of its parameters that nothing but its own forward reads."""
+        raise NotImplementedError
+
 
 class VocoderObjective(Objective):
     """Nats per sample, up to a constant, of mel [B, M, F + 1] and audio [B, F * hop].
@@ -94,6 +99,13 @@ class VocoderObjective(Objective):
             fastflow.checkpoints.save(self.model, path, dtype=dtype, overwrite=True)
         except fastflow.checkpoints.CheckpointError as error:
             raise TrainingError(str(error)) from error
+
+    def networks(self) -> list[tuple[nn.Module, list[nn.Parameter]]]:
+        pairs = []
+        for network in self.model.networks():
+            end = set(network.end.parameters())  # type: ignore[union-attr]
+            pairs.append((network, [p for p in network.parameters() if p not in end]))
+        return pairs
 
     def forward(self, mel: Tensor, audio: Tensor) -> Tensor:
         if type(self.model) is not WaveGlow:  # whose upsampler covers the audio with a frame more
@@ -140,6 +152,10 @@ class ImageObjective(Objective):
             self.model.save(path, overwrite=True)
         except OSError as error:
             raise TrainingError(str(error)) from error
+
+    def networks(self) -> list[tuple[nn.Module, list[nn.Parameter]]]:
+        couplings = [m for m in self.modules() if isinstance(m, (AffineCoupling, CheckerboardCoupling))]
+        return [(coupling.net, list(coupling.net.parameters())) for coupling in couplings]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model.bits_of_values(x, self.n_bits).mean()

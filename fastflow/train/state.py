@@ -18,6 +18,7 @@ from fastflow.files import check_target, write_whole
 from fastflow.models import ImageFlow, Vocoder
 
 from .settings import Progress, TrainingError
+from .world import World
 
 log = logging.getLogger("fastflow")
 
@@ -39,16 +40,15 @@ def check_output(output: Path, resume: bool, overwrite: bool) -> None:
         raise TrainingError(f"nothing to resume: {state_path(output)} does not exist")
 
 
-def save_state(
-    path: Path,
+def state_of(
     model: Vocoder | ImageFlow,
     average: list[Tensor],
     tools: dict[str, Any],
     progress: Progress,
     kept: dict[str, Any],
-) -> None:
-    """Write all that `load_state` needs; `tools` are the optimizer and what else has a state dict."""
-    state = {
+) -> dict[str, Any]:
+    """All that `load_state` needs; `tools` are the optimizer and what else has a state dict."""
+    return {
         "settings": kept,
         "config": json.dumps(model.config),
         "model": model.state_dict(),
@@ -56,6 +56,10 @@ def save_state(
         **{name: tool.state_dict() for name, tool in tools.items()},
         "progress": asdict(progress),
     }
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write what `state_of` returned."""
     with write_whole(path, overwrite=True, error=TrainingError) as temporary:
         try:
             torch.save(state, temporary)
@@ -69,6 +73,7 @@ def load_state(
     average: list[Tensor],
     tools: dict[str, Any],
     kept: dict[str, Any],
+    world: World,
 ) -> Progress:
     """Put what `save_state` wrote into its arguments, and return the progress. Warns of settings that have changed."""
     try:
@@ -76,13 +81,17 @@ def load_state(
         config, settings, progress = json.loads(state["config"]), dict(state["settings"]), Progress(**state["progress"])
         expected = json.loads(json.dumps(model.config))
         if config == expected:
-            model.load_state_dict(state["model"])
+            current = model.state_dict()
+            model.load_state_dict({key: world.share(saved, current[key]) for key, saved in state["model"].items()})
+            for number, values in state["optimizer"]["state"].items():
+                for name, saved in values.items():
+                    values[name] = world.share(saved, average[number])
             for name, tool in tools.items():
                 if state[name]:  # a scaler that was not in use has none
                     tool.load_state_dict(state[name])
             with torch.no_grad():
                 for mean, saved in zip(average, state["average"], strict=True):
-                    mean.copy_(saved)
+                    mean.copy_(world.share(saved, mean))
     except Exception as error:  # torch.load raises many types, none of them documented, and long advice
         raise TrainingError(
             f"cannot resume from {path}: it is damaged or no state of fastflow train ({type(error).__name__})"

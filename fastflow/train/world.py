@@ -5,24 +5,31 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from .objective import Objective
+
+PARALLEL = ("ddp", "fsdp")
+"""Ways of several processes: each has the whole model, or a share of it."""
+
 
 class World(NamedTuple):
-    """This process's number and how many there are."""
+    """This process's number, how many there are, and whether each has but a share of the model (FSDP)."""
 
     rank: int = 0
     size: int = 1
+    sharded: bool = False
 
     @staticmethod
-    def current() -> World:
+    def current(parallel: str = "ddp") -> World:
         """That of torch.distributed's default group, or one process where there is none."""
         if dist.is_available() and dist.is_initialized():
-            return World(dist.get_rank(), dist.get_world_size())
+            size = dist.get_world_size()
+            return World(dist.get_rank(), size, parallel == "fsdp" and size > 1)
         return World()
 
     @property
@@ -30,11 +37,42 @@ class World(NamedTuple):
         """Whether this is the process that logs and writes files."""
         return self.rank == 0
 
-    def parallel(self, module: nn.Module) -> nn.Module:
-        """The module with its gradients averaged over the processes, and the first process's weights in all."""
-        if self.size == 1:
-            return module
-        return nn.parallel.DistributedDataParallel(module)
+    def parallel(self, objective: Objective) -> nn.Module:
+        """What to call for a loss whose gradients are averaged over the processes; sharded in place, or a wrapper."""
+        if self.sharded:
+            from .shards import shard
+
+            shard(objective, objective.networks())
+        if self.size == 1 or self.sharded:
+            return objective
+        # Every step is the same; a FloWaveNet has weights that take part in none, which DDP refuses otherwise.
+        return nn.parallel.DistributedDataParallel(objective, static_graph=True)
+
+    def whole(self, tree: Any, *, everywhere: bool = False) -> Any:
+        """Dictionaries and lists of tensors with what is sharded gathered on the CPU, by all processes together.
+
+        It is for the process that writes; others have None in the place of what was gathered, or with `everywhere` the
+        same.
+        """
+        if not self.sharded:
+            return tree
+        from .shards import gathered
+
+        return gathered(tree, keep=self.writes or everywhere)
+
+    def share(self, whole: Tensor, like: Tensor) -> Tensor:
+        """A whole tensor as `like` is: its own share where that is sharded."""
+        if not self.sharded:
+            return whole
+        from .shards import share
+
+        return share(whole, like)
+
+    def equal_buffers(self, module: nn.Module) -> None:
+        """Give all processes the first one's buffers, as DDP does at every step."""
+        if self.sharded:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, 0)
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean over all processes of a tensor, in float64."""

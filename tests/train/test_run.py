@@ -228,7 +228,7 @@ def test_killed_and_resumed_is_uninterrupted(speech: Path, tmp_path: Path) -> No
 def test_a_batch_that_the_processes_cannot_share(
     dataset: SegmentDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastflow.train.world.World.current", staticmethod(lambda: World(0, 2)))
+    monkeypatch.setattr("fastflow.train.world.World.current", staticmethod(lambda _parallel: World(0, 2)))
     with pytest.raises(TrainingError, match=r"`batch_size` must be a multiple of the 2 processes; got 3"):
         train(fresh(), dataset, tmp_path / "m.safetensors", steps=1, batch_size=3)
 
