@@ -71,15 +71,16 @@ struct WnGateBackwardRowParams {
 };
 
 // One layer of SqueezeWave's stack, where x = scale * h + shift, and zero beyond the ends:
-//   d = taps over x, channel by channel;   u = weight @ d + cond;   h_out = h + res_weight @ gate(u) + res_bias
+//   d = taps over x, channel by channel;   u = weight @ d + bias + cond;   h_out = h + res_weight @ gate(u) + res_bias
 template <class T>
 struct SeparableWnParams {
   const T* h;           // [B, C, T]
-  const T* cond;        // [B, 2C, F], biases of u in it; each frame serves T / F steps
+  const T* cond;        // [B, 2C, F]; each frame serves T / F steps
   const T* scale;       // [C]
   const T* shift;       // [C]
   const T* taps;        // [C, 3]
   const T* weight;      // [2C, C]
+  const T* bias;        // [2C]
   const T* res_weight;  // [C, C]
   const T* res_bias;    // [C]
   T* h_out;             // [B, C, T], not the memory of h

@@ -34,7 +34,7 @@ Tensor wn(
 
 Tensor separable_wn(
     const Tensor& h, const Tensor& cond, const Tensor& scale, const Tensor& shift, const Tensor& taps,
-    const Tensor& weight, const Tensor& res_weight, const Tensor& res_bias);
+    const Tensor& weight, const Tensor& bias, const Tensor& res_weight, const Tensor& res_bias);
 
 std::tuple<Tensor, Tensor> affine_coupling(
     const Tensor& x, const Tensor& shift, const OptionalTensor& log_scale, const OptionalTensor& mask,

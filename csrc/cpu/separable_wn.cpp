@@ -6,11 +6,12 @@ namespace {
 template <class T>
 Tensor launch(
     const Tensor& h_tensor, const Tensor& cond_tensor, const Tensor& scale_tensor, const Tensor& shift_tensor,
-    const Tensor& taps_tensor, const Tensor& weight_tensor, const Tensor& res_weight_tensor,
+    const Tensor& taps_tensor, const Tensor& weight_tensor, const Tensor& bias_tensor, const Tensor& res_weight_tensor,
     const Tensor& res_bias_tensor) {
   const auto h = Dense<T>::batched(h_tensor, "h"), cond = Dense<T>::batched(cond_tensor, "cond");
   const auto scale = Dense<T>::whole(scale_tensor, "scale"), shift = Dense<T>::whole(shift_tensor, "shift");
   const auto taps = Dense<T>::whole(taps_tensor, "taps"), weight = Dense<T>::whole(weight_tensor, "weight");
+  const auto bias = Dense<T>::whole(bias_tensor, "bias");
   const auto res_weight = Dense<T>::whole(res_weight_tensor, "res_weight");
   const auto res_bias = Dense<T>::whole(res_bias_tensor, "res_bias");
   const int64_t layers = scale_tensor.size(0);
@@ -29,6 +30,7 @@ Tensor launch(
     params.shift = shift.data + l * channels;
     params.taps = taps.data + l * channels * 3;
     params.weight = weight.data + l * 2 * channels * channels;
+    params.bias = bias.data + l * 2 * channels;
     params.res_weight = res_weight.data + l * channels * channels;
     params.res_bias = res_bias.data + l * channels;
     params.h_out = writable<T>(states[l % 2]);
@@ -51,7 +53,7 @@ Tensor launch(
 
 Tensor separable_wn(
     const Tensor& h, const Tensor& cond, const Tensor& scale, const Tensor& shift, const Tensor& taps,
-    const Tensor& weight, const Tensor& res_weight, const Tensor& res_bias) {
+    const Tensor& weight, const Tensor& bias, const Tensor& res_weight, const Tensor& res_bias) {
   check_rank(h, "h", "[B, C, T]", 3);
   check_rank(scale, "scale", "[L, C]", 2);
   check_rank(cond, "cond", "[B, 2 C L, F]", 3);
@@ -61,6 +63,7 @@ Tensor separable_wn(
   check_shape(shift, "shift", "[L, C]", {layers, channels});
   check_shape(taps, "taps", "[L, C, 3]", {layers, channels, 3});
   check_shape(weight, "weight", "[L, 2 C, C]", {layers, 2 * channels, channels});
+  check_shape(bias, "bias", "[L, 2 C]", {layers, 2 * channels});
   check_shape(res_weight, "res_weight", "[L, C, C]", {layers, channels, channels});
   check_shape(res_bias, "res_bias", "[L, C]", {layers, channels});
   check_shape(cond, "cond", "[B, 2 C L, F]", {h.size(0), 2 * channels * layers, frames});
@@ -68,7 +71,7 @@ Tensor separable_wn(
       frames ? h.size(2) % frames == 0 : h.size(2) == 0, "`h` must have a multiple of the ", frames,
       " steps of `cond`; got ", shape_string(h));
   return dispatch(h, "h", [&](auto type) {
-    return launch<decltype(type)>(h, cond, scale, shift, taps, weight, res_weight, res_bias);
+    return launch<decltype(type)>(h, cond, scale, shift, taps, weight, bias, res_weight, res_bias);
   });
 }
 

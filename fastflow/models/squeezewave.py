@@ -23,17 +23,17 @@ from fastflow.ops.gate.api import gate
 class Weights(NamedTuple):
     """A network's layers as the CPU library takes them, in float32 or wider.
 
-    Batch normalisation is `scale` and `shift`; all biases of the gate's input are one with the conditioning's.
+    Batch normalisation is `scale` and `shift`; the three biases in front of the gate are one.
     """
 
     scale: Tensor  # [L, C]
     shift: Tensor  # [L, C]
     taps: Tensor  # [L, C, 3]
     weight: Tensor  # [L, 2 C, C]
+    bias: Tensor  # [L, 2 C]
     res_weight: Tensor  # [L, C, C]
     res_bias: Tensor  # [L, C]
     cond_weight: Tensor  # [L 2 C, n_mel_channels]
-    cond_bias: Tensor  # [L 2 C, 1]
 
 
 class SeparableNet(PackingModule[Weights]):
@@ -103,8 +103,8 @@ class SeparableNet(PackingModule[Weights]):
 
     def _in_one(self, kernel: Callable[..., Any], h: Tensor, mel: Tensor) -> Tensor:
         """Run the layers in one call of `kernel`."""
-        *layers, cond_weight, cond_bias = self._packed.get(self._stored(), self._pack)
-        cond = torch.baddbmm(cond_bias, cond_weight.expand(mel.shape[0], -1, -1), mel.to(cond_weight.dtype))
+        *layers, cond_weight = self._packed.get(self._stored(), self._pack)
+        cond = cond_weight @ mel.to(cond_weight.dtype)
         out: Tensor = kernel(h.to(cond.dtype), cond, *layers)
         return out.to(h.dtype)
 
@@ -123,18 +123,17 @@ class SeparableNet(PackingModule[Weights]):
 
         scale = stack(n.weight for n in norms) * torch.rsqrt(stack(n.running_var + n.eps for n in norms))
         weight = stack(conv.weight[:, :, 0] for conv in pointwise)
-        through = weight @ stack(conv.bias for conv in depthwise)[..., None]
-        bias = stack(conv.bias for conv in pointwise) + through[..., 0]
         assert self.cond_layer.bias is not None
+        bias = stack(conv.bias for conv in pointwise) + self.cond_layer.bias.to(wide).view(len(norms), -1)
         return Weights(
             scale,
             stack(n.bias for n in norms) - stack(n.running_mean for n in norms) * scale,
             stack(conv.weight[:, 0] for conv in depthwise),
             weight,
+            bias + (weight @ stack(conv.bias for conv in depthwise)[..., None])[..., 0],
             stack(conv.folded_weight()[:, :, 0] for conv in residual),
             stack(conv.bias for conv in residual),
             self.cond_layer.folded_weight()[:, :, 0].to(wide),
-            (self.cond_layer.bias.to(wide) + bias.flatten())[:, None],
         )
 
 

@@ -69,8 +69,8 @@ BACKWARD_SCHEMAS = {
 # [B, 2G, T]; from that, `wn_gate_backward` returns u's gradient and the gate's output [B, G, T].
 _CPU_SCHEMAS = {
     "separable_wn": (
-        "(Tensor h, Tensor cond, Tensor scale, Tensor shift, Tensor taps, Tensor weight, Tensor res_weight, "
-        "Tensor res_bias) -> Tensor"
+        "(Tensor h, Tensor cond, Tensor scale, Tensor shift, Tensor taps, Tensor weight, Tensor bias, "
+        "Tensor res_weight, Tensor res_bias) -> Tensor"
     ),
     "wn_layer_keeping_u": f"({_WN_LAYER}) -> (Tensor, Tensor)",
     "wn_gate_backward": "(Tensor grad_r, Tensor u, Tensor res_skip_weight) -> (Tensor, Tensor)",

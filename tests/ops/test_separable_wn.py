@@ -36,6 +36,7 @@ def arguments(
         r(layers, channels, scale=0.5),
         r(layers, channels, 3, scale=0.5),
         r(layers, 2 * channels, channels, scale=max(1, channels) ** -0.5),
+        r(layers, 2 * channels),
         r(layers, channels, channels, scale=max(1, channels) ** -0.5),
         r(layers, channels),
     ]
@@ -48,6 +49,7 @@ def formula(
     shift: Tensor,
     taps: Tensor,
     weight: Tensor,
+    bias: Tensor,
     res_weight: Tensor,
     res_bias: Tensor,
 ) -> Tensor:
@@ -55,7 +57,7 @@ def formula(
     for i, added in enumerate(cond.repeat_interleave(repeat, 2).chunk(len(scale), 1)):
         x = h * scale[i, :, None] + shift[i, :, None]
         d = F.conv1d(x, taps[i, :, None], padding=1, groups=h.shape[1])
-        first, second = (weight[i] @ d + added).chunk(2, 1)
+        first, second = (weight[i] @ d + bias[i, :, None] + added).chunk(2, 1)
         h = h + res_weight[i] @ (torch.tanh(first) * torch.sigmoid(second)) + res_bias[i, :, None]
     return h
 
@@ -128,8 +130,9 @@ BAD = [
     (3, (3, 11), r"`shift` must be \[L, C\]"),
     (4, (3, 12, 5), r"`taps` must be \[L, C, 3\]"),
     (5, (3, 12, 12), r"`weight` must be \[L, 2 C, C\]"),
-    (6, (3, 24, 12), r"`res_weight` must be \[L, C, C\]"),
-    (7, (12,), r"`res_bias` must be \[L, C\]"),
+    (6, (3, 12), r"`bias` must be \[L, 2 C\]"),
+    (7, (3, 24, 12), r"`res_weight` must be \[L, C, C\]"),
+    (8, (12,), r"`res_bias` must be \[L, C\]"),
 ]
 
 

@@ -42,21 +42,21 @@ void convolve_depthwise(const SeparableWnParams<T>& p, const T* h, int64_t t, T*
   }
 }
 
-// to[i] += from[(t + i) / repeat], 0 <= i < n; n is N but at the end of time.
+// to[i] += from[(t + i) / repeat] + bias, 0 <= i < n; n is N but at the end of time.
 template <int64_t N, class T>
-void add_repeated(const T* from, int64_t repeat, int64_t t, int64_t n, T* to) {
+void add_repeated(const T* from, T bias, int64_t repeat, int64_t t, int64_t n, T* to) {
   from += t / repeat;
   if (n == N && repeat == 1) {
-    for (int64_t i = 0; i < N; ++i) to[i] += from[i];
+    for (int64_t i = 0; i < N; ++i) to[i] += from[i] + bias;
   } else if (n == N && repeat == 2) {  // t is even
-    for (int64_t i = 0; i < N; ++i) to[i] += from[i / 2];
+    for (int64_t i = 0; i < N; ++i) to[i] += from[i / 2] + bias;
   } else {
     for (int64_t i = 0, left = repeat - t % repeat; i < n; ++i, --left) {
       if (left == 0) {
         left = repeat;
         ++from;
       }
-      to[i] += *from;
+      to[i] += *from + bias;
     }
   }
 }
@@ -74,9 +74,10 @@ void gated_product(
   const int64_t n = min(N, p.time - t), repeat = p.time / p.frames;
   for (int64_t r = 0; r < min(kRows / 2, p.channels - first); ++r) {
     T *tanh_in = out + r * W, *sigmoid_in = tanh_in + kRows / 2 * W;
-    add_repeated<N>(cond + (first + r) * p.frames, repeat, t, n, tanh_in);
-    add_repeated<N>(cond + (p.channels + first + r) * p.frames, repeat, t, n, sigmoid_in);
-    gate_row(tanh_in, sigmoid_in, activations + (first + r) * W, N);
+    const int64_t row = first + r, sigmoid_row = p.channels + row;
+    add_repeated<N>(cond + row * p.frames, p.bias[row], repeat, t, n, tanh_in);
+    add_repeated<N>(cond + sigmoid_row * p.frames, p.bias[sigmoid_row], repeat, t, n, sigmoid_in);
+    gate_row(tanh_in, sigmoid_in, activations + row * W, N);
   }
 }
 
@@ -94,7 +95,11 @@ void residual_product(
   for (int64_t r = 0; r < min(kRows, p.channels - first); ++r) {
     const T *h = p.h + b * p.h_batch + (first + r) * p.time + t, *value = out + r * W, bias = p.res_bias[first + r];
     T* h_out = p.h_out + (b * p.channels + first + r) * p.time + t;
-    for (int64_t i = 0; i < n; ++i) h_out[i] = h[i] + (value[i] + bias);
+    if (n == N) {
+      for (int64_t i = 0; i < N; ++i) h_out[i] = h[i] + (value[i] + bias);
+    } else {
+      for (int64_t i = 0; i < n; ++i) h_out[i] = h[i] + (value[i] + bias);
+    }
   }
 }
 
