@@ -69,8 +69,8 @@ class World(NamedTuple):
         return share(whole, like)
 
     def equal_buffers(self, module: nn.Module) -> None:
-        """Give all processes the first one's buffers, as DDP does at every step."""
-        if self.sharded:
+        """Give all processes the first one's buffers, which are what is saved."""
+        if self.size > 1:
             for buffer in module.buffers():
                 dist.broadcast(buffer, 0)
 

@@ -98,9 +98,18 @@ def test_two_processes_train_what_one_does(folder: Path, name: str, parallel: st
 def test_batch_normalisation_is_the_first_process_s_as_under_ddp(folder: Path) -> None:
     compare(folder, "SqueezeWave-fsdp", "SqueezeWave-ddp")
 
+    one, two = ranks(folder, "buffers")
+    assert one == two
+    assert len(one["SqueezeWave-fsdp"]) > 1
+
+
+def ranks(folder: Path, key: str) -> list[Any]:
+    """What each of the two processes has written down."""
+    return [json.loads((folder / f"rank{rank}.json").read_text())[key] for rank in range(2)]
+
 
 def test_each_process_has_half(folder: Path) -> None:
-    one, two = (json.loads((folder / f"rank{rank}.json").read_text())["counts"] for rank in range(2))
+    one, two = ranks(folder, "counts")
     whole = {name: parameter.numel() for name, parameter in make("Glow").named_parameters()}
     assert {name: one[name] + two[name] for name in whole} == whole
     assert sum(one.values()) < 0.6 * sum(whole.values())
@@ -121,7 +130,7 @@ def test_a_bad_step_in_float16_is_skipped_by_all(folder: Path) -> None:
 
 def test_what_cannot_be_sharded(folder: Path) -> None:
     expected = "`backprop` must be 'autograd' where `parallel` is 'fsdp'; got 'recompute'"
-    assert [json.loads((folder / f"rank{rank}.json").read_text())["message"] for rank in range(2)] == [expected] * 2
+    assert ranks(folder, "message") == [expected] * 2
     assert not list(folder.glob("refused.*"))
     with pytest.raises(TrainingError, match="`parallel` must be one of ddp, fsdp; got 'dp'"):
         run("Glow", folder, "refused", parallel="dp")
