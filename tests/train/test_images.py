@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -15,7 +17,9 @@ from click.testing import CliRunner
 from PIL import Image
 from torch import Tensor
 
+import fastflow
 from fastflow.cli.main import main
+from fastflow.cli.train import train as train_command
 from fastflow.models import Glow, ImageFlow, RealNVP, WaveGlow, dequantize, quantize
 from fastflow.train import DataError, ImageDataset, SegmentDataset, TrainingError, train
 
@@ -311,3 +315,17 @@ def test_the_dataset_dequantises_as_the_model_does(array: Path) -> None:
         expected = model.bits_per_dim(images, generator=torch.Generator().manual_seed(1))
         x = dequantize(images, generator=torch.Generator().manual_seed(1))
         assert torch.equal(model.bits_of_values(x, 8), expected)
+
+
+def test_the_guide_s_examples_run_and_its_commands_parse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    guide = (Path(fastflow.__file__).parents[1] / "docs" / "glow.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    np.save("images.npy", pictures(4, 3, 8, 8))
+    names: dict[str, object] = {}
+    for example in re.findall(r"^```python\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL):
+        exec(compile(example, "docs/glow.md", "exec"), names)
+    assert Path("glow-small.json").exists()
+    (command,) = re.findall(r"^fastflow train (.*?[^\\])$", guide, re.MULTILINE | re.DOTALL)
+    arguments = shlex.split(command.replace("\\\n", " "))
+    context = train_command.make_context("train", arguments)
+    assert context.params["bits"] == 5 and context.params["config"]["model"]["n_steps"] == 32
