@@ -165,6 +165,8 @@ def objective_of(model: Vocoder | ImageFlow, data: TrainingData, sigma: float) -
     """The objective that trains `model` on `data`; TrainingError where they do not fit each other."""
     objective: Objective
     if isinstance(model, ImageFlow):
+        if sigma != 1:
+            raise TrainingError(f"`sigma` must be 1 for a {type(model).__name__}; got {sigma}")
         objective = ImageObjective(model, _of_kind(ImageDataset, data, model).n_bits)
     else:
         objective = VocoderObjective(model, sigma)

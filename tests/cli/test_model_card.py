@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import fastflow
-import fastflow.train.loop
+import fastflow.train.objective
 from fastflow.models import WaveGlow
 from fastflow.train import SegmentDataset
 
@@ -46,13 +46,13 @@ def clips(make_wav: MakeWav, tmp_path: Path) -> Path:
 def trained(run: Run, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dict[str, Tensor]]:
     """A model after one step of `fastflow train`, and the weights before it."""
     first: dict[str, Tensor] = {}
-    start = fastflow.train.loop.start_from_data
+    start = fastflow.train.objective.start_from_data
 
     def recorded(model: WaveGlow, dataset: SegmentDataset) -> None:
         start(model, dataset)
         first.update({key: value.clone() for key, value in model.state_dict().items()})
 
-    monkeypatch.setattr(fastflow.train.loop, "start_from_data", recorded)
+    monkeypatch.setattr(fastflow.train.objective, "start_from_data", recorded)
     path = tmp_path / "tiny.safetensors"
     options = [
         "--steps",

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,12 @@ def test_settings_and_sources(tmp_path: Path, array: Path) -> None:
         ImageDataset([tmp_path / "empty"])
 
 
+def test_image_files_need_pillow(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(DataError, match=r"image files need the package Pillow \(pip install 'fastflow\[images\]'\)"):
+        ImageDataset([folder])
+
+
 def test_an_image_that_turns_out_damaged_is_passed_over(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = ImageDataset([folder], channels=1)
     good = (folder / "a.png").read_bytes()
@@ -240,6 +247,7 @@ def test_models_and_data_that_do_not_fit(array: Path, speech: Path, tmp_path: Pa
             {"validation": ImageDataset([array], n_bits=4)},
             "`n_bits` of all datasets must be the same; got 8 and 4",
         ),
+        (glow(), images, {"sigma": 0.7}, r"`sigma` must be 1 for a Glow; got 0\.7"),
         (glow(), images, {"dtype": torch.float16}, r"`dtype` must be None or torch\.float32 for a Glow; got .*16"),
     ):
         with pytest.raises(TrainingError, match=message):
