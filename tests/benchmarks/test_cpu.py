@@ -72,6 +72,18 @@ def test_sizes_cost_what_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
     assert flowavenet.cost.flops / flowavenet.samples * 22050 == pytest.approx(388e9, rel=0.1)
 
 
+def test_a_turn_is_one_long_run_or_many_short_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([0.9, 0.002, 0.1, 0.2, 0.3])  # of each run: the first fills a turn alone, then three do after a cold one
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+
+    def run() -> None:
+        now[0] += next(seconds)
+
+    assert cpu.turn(run) == pytest.approx(900.0)
+    assert cpu.turn(run) == pytest.approx(200.0)
+
+
 def row(variant: str, median: float | None, refused: str = "") -> Row:
     return Row("cpu", "case", "", "float32", variant, median_ms=median, p20_ms=median, p80_ms=median, min_ms=median,
                   refused=refused, flops=1e9, rate=1e11)  # fmt: skip
