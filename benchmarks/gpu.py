@@ -149,8 +149,6 @@ class Bench:
         return replay
 
     def wants(self, variant: str) -> bool:
-        if variant == TENSORRT and importlib.util.find_spec("torch_tensorrt") is None:
-            return False
         return variant in self.variants and (variant != "graph" or self.device.type == "cuda")
 
     def report(
@@ -236,11 +234,15 @@ COMPILED: dict[str, dict[str, Any]] = {
 
 
 def compiled(module: Callable[..., Any], variant: str) -> Callable[..., Any]:
-    """Compile, and hand out copies: graphs of Inductor's own reuse their outputs."""
-    if variant == TENSORRT:
-        importlib.import_module("torch_tensorrt")  # which makes its backend known
-    function = torch.compile(module, dynamic=False, **COMPILED[variant])
-    return lambda *args: function(*args).clone()
+    """Compile at the first call, and hand out copies: graphs of Inductor's own reuse their outputs."""
+
+    @functools.cache
+    def function() -> Callable[..., Any]:
+        if variant == TENSORRT:
+            importlib.import_module("torch_tensorrt")  # which makes its backend known
+        return torch.compile(module, dynamic=False, **COMPILED[variant])
+
+    return lambda *args: function()(*args).clone()
 
 
 def bench_block(bench: Bench, block: cases.Block, steps: int, dtype: torch.dtype, batch: int = 1) -> None:
@@ -377,12 +379,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8, 32], help="of part infer")
     parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=["bfloat16", "float16", "float32"])
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="default: all that are installed")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--minutes", type=float, default=math.inf, help="start no case after this time")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--commit", default=rows.commit(), help="what the rows say was measured")
     options = parser.parse_args(arguments)
+    if importlib.util.find_spec("torch_tensorrt") is None:
+        if TENSORRT in (options.variants or ()):
+            parser.error(f"--variants {TENSORRT} needs the package torch_tensorrt")
+        options.variants = options.variants or [name for name in VARIANTS if name != TENSORRT]
     start = time.perf_counter()
     device = torch.device(options.device)
     if device.type == "cuda":
@@ -395,7 +401,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for backend in backends:
         with use_backend(backend):  # raises with the reason where it cannot run
             pass
-    bench = Bench(device, backends, options.rounds, options.out, options.commit, set(options.variants), options.tiny)
+    bench = Bench(
+        device, backends, options.rounds, options.out, options.commit, set(options.variants or VARIANTS), options.tiny
+    )
     left_out = 0
     for work in sorted(_work(bench, options), key=lambda work: work.rank):
         if time.perf_counter() - start > 60 * options.minutes:

@@ -88,7 +88,7 @@ def _front_end(sampling_rate: int) -> MelSpectrogram:
 
 def comparison_figure(reference: Tensor, estimate: Tensor, front_end: MelSpectrogram) -> Figure:
     """The picture of `plot_comparison` as a matplotlib figure, with the log-mels of `front_end`, at whose rate both
-    signals are. Raises AudioError where matplotlib is missing, or a signal is not as it wants them.
+    signals are. Raises AudioError as that does, ModuleNotFoundError where matplotlib is missing.
     """
     signals = {
         "Input waveform": as_signal(reference, "`reference`"),

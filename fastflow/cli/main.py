@@ -13,7 +13,7 @@ from fastflow._version import __version__
 COMMANDS = {
     "vocode": "Turn mel spectrograms, or audio by way of its mel spectrogram, into audio.",
     "convert": "Rewrite a published checkpoint as a safe .safetensors file.",
-    "train": "Train a vocoder on folders, lists or manifests of audio.",
+    "train": "Train a vocoder on audio, or an image flow on images: folders, lists, manifests, arrays.",
     "verify": "Hold a model's fast form against the original, side by side: errors and times.",
     "bench": "Time the kernels on this machine beside plain PyTorch; compare two commits.",
     "info": "Show versions, what is compiled and which backends can run.",

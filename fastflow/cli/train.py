@@ -148,7 +148,7 @@ def _refuse_others(name: str) -> None:
     "--from-checkpoint",
     type=options.TEXT,
     metavar="MODEL",
-    help="Begin with the weights of a checkpoint of any published form, or of a bundled model; the sizes are its own.",
+    help="Begin with the weights of a vocoder's checkpoint, of any published form, or bundled; the sizes are its own.",
 )
 @options.device
 @click.option("--resume", is_flag=True, help="Go on from OUT's .state.pt.")

@@ -213,6 +213,7 @@ class ImageFlow(nn.Module):
         Raises:
             OSError: the file exists and `overwrite` is false, or it cannot be written.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         metadata = {
@@ -223,7 +224,10 @@ class ImageFlow(nn.Module):
         }
         tensors = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
         with write_whole(Path(path), overwrite=overwrite, error=OSError) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
+            try:
+                save_file(tensors, temporary, metadata=metadata)
+            except SafetensorError as error:  # what it makes of a full disk
+                raise OSError(f"cannot write {os.fspath(path)}: {error}") from error
 
     @classmethod
     def load(cls: type[Model], path: str | os.PathLike[str]) -> Model:

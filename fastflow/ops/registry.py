@@ -266,7 +266,7 @@ def _auto(op: str, x: Tensor, *rest: Any) -> str:
 def cpu_kernel(op: str, x: Tensor) -> Callable[..., Any] | None:
     """Return `op`, a gated stack of the CPU library's own, if `wn` on tensors like `x` runs in that library."""
     backend = chosen("wn", x)[0] if _requested == "auto" else _requested
-    if backend != "cpu" or _unsupported("cpu", "wn", x) is not None:
+    if backend != "cpu" or _unsupported("cpu", "wn", x) is not None or not _has_kernel("cpu", op, "CPU"):
         return None
     kernel: Callable[..., Any] = getattr(torch.ops.fastflow_cpu, op).default
     return kernel
@@ -393,9 +393,15 @@ def _refusal(backend: str, device: str) -> str | None:
     return None
 
 
+def _has_kernel(backend: str, op: str, key: str) -> bool:
+    """Whether the library that was loaded has this; it may be of another build."""
+    has: bool = torch._C._dispatch_has_kernel_for_dispatch_key(f"fastflow_{backend}::{op}", key)
+    return has
+
+
 def _implement_native(backend: str, op: str, key: str) -> None:
     """Register a compiled library's implementation of `op`, if it has one."""
-    if torch._C._dispatch_has_kernel_for_dispatch_key(f"fastflow_{backend}::{op}", key):
+    if _has_kernel(backend, op, key):
         implement(backend, op, getattr(getattr(torch.ops, f"fastflow_{backend}"), op).default)
 
 

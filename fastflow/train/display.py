@@ -51,7 +51,7 @@ class Display:
         self.silent = silent
         self._bar: Any = None
         self._board: Any = None
-        if tensorboard is not None and not silent:
+        if tensorboard is not None:  # in all processes, so that they stop together
             try:
                 import matplotlib.figure  # noqa: F401  # for the spectrograms, hours later
                 from torch.utils.tensorboard import SummaryWriter
@@ -59,7 +59,8 @@ class Display:
                 raise TrainingError(
                     f"`tensorboard` needs the packages of pip install 'fastflow[tensorboard]': {error}"
                 ) from error
-            self._board = SummaryWriter(tensorboard, purge_step=progress.step)
+            if not silent:
+                self._board = SummaryWriter(tensorboard, purge_step=progress.step)
         self._last = progress.seconds
         self._losses: list[float] = []
         self._samples = 0

@@ -27,15 +27,12 @@ DEEP_MODES = ("I", "F")  # of more than 8 bits; Pillow would clip them
 
 
 class _Stack(NamedTuple):
-    """The images of a file: an array [N, C, H, W], or one image that is decoded when it is drawn."""
+    """The images of a file, which is read when one of them is drawn; an .npz is kept, unpacked."""
 
     path: Path
     shape: tuple[int, int, int]
-    images: NDArray[np.uint8] | None = None
-
-    @property
-    def number(self) -> int:
-        return 1 if self.images is None else len(self.images)
+    number: int = 1
+    images: NDArray[np.uint8] | None = None  # [N, C, H, W]
 
 
 class ImageDataset:
@@ -77,9 +74,9 @@ class ImageDataset:
         self.seed = seed
         self.skipped: list[tuple[Path, str]] = []
         self._stacks: list[_Stack] = []
-        for path in find_files(sources, IMAGE_SUFFIXES + ARRAY_SUFFIXES):
+        for path, _ in find_files(sources, IMAGE_SUFFIXES + ARRAY_SUFFIXES):
             try:
-                stack = _open_array(path) if path.suffix.lower() in ARRAY_SUFFIXES else _open_image(path, channels)
+                stack = _stack(path) if path.suffix.lower() in ARRAY_SUFFIXES else _open_image(path, channels)
             except _Unusable as error:
                 self.skipped.append((path, str(error)))
                 continue
@@ -139,11 +136,8 @@ class ImageDataset:
             at = (index + i) % len(self)
             which = int(torch.searchsorted(self._ends, at, right=True))
             stack = self._stacks[which]
-            if stack.images is not None:
-                image = stack.images[at - int(self._ends[which])]  # less than 0: from the stack's end
-                return torch.from_numpy(np.array(image)) >> (8 - self.n_bits)
             try:
-                return _decode(stack) >> (8 - self.n_bits)
+                return _read(stack, at - int(self._ends[which]) + stack.number) >> (8 - self.n_bits)
             except _Unusable as error:
                 if stack.path not in self._damaged:
                     self._damaged.add(stack.path)
@@ -155,7 +149,25 @@ class _Unusable(Exception):
     """A file that no image can be had of; the message names it."""
 
 
-def _open_array(path: Path) -> _Stack:
+def _stack(path: Path) -> _Stack:
+    """An array's images, mapped for as long as this takes: a map that stays would hold the file open."""
+    images = _open_array(path)
+    kept = None if isinstance(images, np.memmap) else images
+    return _Stack(path, images.shape[1:], len(images), kept)
+
+
+def _read(stack: _Stack, index: int) -> Tensor:
+    """Image `index` of a stack, [C, H, W], uint8."""
+    if stack.path.suffix.lower() not in ARRAY_SUFFIXES:
+        return _decode(stack)
+    images = _open_array(stack.path) if stack.images is None else stack.images
+    if images.shape != (stack.number, *stack.shape):
+        raise _Unusable(f"{stack.path}: it has changed from {[stack.number, *stack.shape]} to {list(images.shape)}")
+    return torch.from_numpy(np.array(images[index]))
+
+
+def _open_array(path: Path) -> NDArray[np.uint8]:
+    """A file's images [N, C, H, W]; an .npy is mapped."""
     try:
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(loaded, np.ndarray):
@@ -167,10 +179,10 @@ def _open_array(path: Path) -> _Stack:
         raise
     except Exception as error:  # of many types: zipfile's, zlib's, its own
         raise _Unusable(f"{path}: it cannot be read as an array ({str(error) or type(error).__name__})") from error
-    images = loaded[:, None] if loaded.ndim == 3 else loaded
+    images: NDArray[np.uint8] = loaded[:, None] if loaded.ndim == 3 else loaded
     if images.ndim != 4 or images.dtype != np.uint8 or images.size == 0:
         raise _Unusable(f"{path}: it must be uint8 [N, C, H, W] or [N, H, W]; got {loaded.dtype} {list(loaded.shape)}")
-    return _Stack(path, images.shape[1:], images)
+    return images
 
 
 def _open_image(path: Path, channels: int | None) -> _Stack:

@@ -10,6 +10,7 @@ import platform
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -114,7 +115,7 @@ def train(
     world = World.current(parallel)
     if batch_size % world.size:
         raise TrainingError(f"`batch_size` must be a multiple of the {world.size} processes; got {batch_size}")
-    objective = objective_of(model, dataset, sigma)
+    objective = objective_of(model, dataset, sigma, dtype)
     if validation is not None:
         objective.check(validation)
     backprop = getattr(model, "backprop", "autograd")
@@ -147,17 +148,22 @@ def train(
                 whole.model.load_state_dict(weights)
             if validation is not None:
                 progress.validation_loss = _validate(objective, validation, batch_size, world)
-                display.validation(whole.model, validation, progress.validation_loss, progress)
             facts = _facts(model, dataset, settings, progress, device, world)
-            if world.writes:  # the weights first: where the disk fills up, they are what is worth most
-                whole.save(output, dtype)
+            # the weights first: where the disk fills up, they are what is worth most
+            world.write(lambda: whole.save(output, dtype))
         state = world.whole(state_of(model, average.values, tools, progress, kept))
-        if world.writes:
+
+        def write_rest() -> None:
             save_state(state_path(output), state)
             with write_whole(output.with_suffix(".json"), overwrite=True, error=TrainingError) as path:
                 path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
             if keep:
                 keep_last(output, progress.step, keep)
+            if validation is not None and progress.validation_loss is not None:
+                with nullcontext() if world.sharded else average:  # what is whole has the averages already
+                    display.validation(whole.model, validation, progress.validation_loss, progress)
+
+        world.write(write_rest)
         return facts
 
     model.train()
@@ -234,7 +240,7 @@ def _validate(objective: Objective, data: TrainingData, batch_size: int, world: 
     for number in range(VALIDATION_BATCHES):
         batch = data.batch(number, batch_size, (world.rank, world.size))
         losses.append(world.mean(objective(*_to(device, batch))))
-    objective.train()
+    objective.train()  # weights that modules packed for evaluation go with it: FSDP's are other ones next time
     return float(torch.stack(losses).mean())
 
 

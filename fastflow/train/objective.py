@@ -146,8 +146,6 @@ class ImageObjective(Objective):
             raise TrainingError(f"`n_bits` of all datasets must be the same; got {self.n_bits} and {data.n_bits}")
 
     def save(self, path: Path, dtype: torch.dtype | None) -> None:
-        if dtype not in (None, torch.float32):
-            raise TrainingError(f"`dtype` must be None or torch.float32 for a {type(self.model).__name__}; got {dtype}")
         try:
             self.model.save(path, overwrite=True)
         except OSError as error:
@@ -161,12 +159,14 @@ class ImageObjective(Objective):
         return self.model.bits_of_values(x, self.n_bits).mean()
 
 
-def objective_of(model: Vocoder | ImageFlow, data: TrainingData, sigma: float) -> Objective:
-    """The objective that trains `model` on `data`; TrainingError where they do not fit each other."""
+def objective_of(model: Vocoder | ImageFlow, data: TrainingData, sigma: float, dtype: torch.dtype | None) -> Objective:
+    """The objective that trains `model` on `data` and saves it in `dtype`; TrainingError where these do not fit."""
     objective: Objective
     if isinstance(model, ImageFlow):
         if sigma != 1:
             raise TrainingError(f"`sigma` must be 1 for a {type(model).__name__}; got {sigma}")
+        if dtype not in (None, torch.float32):
+            raise TrainingError(f"`dtype` must be None or torch.float32 for a {type(model).__name__}; got {dtype}")
         objective = ImageObjective(model, _of_kind(ImageDataset, data, model).n_bits)
     else:
         objective = VocoderObjective(model, sigma)

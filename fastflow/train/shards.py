@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def shard(module: nn.Module, networks: list[tuple[nn.Module, list[nn.Parameter]]]) -> None:
-    """Turn the parameters of `module` into DTensors, in place.
+    """Turn the parameters of `module` into DTensors, in place: shares of the first process's. All have its buffers.
 
     Each network's parameters are gathered for its own forward and backward, those of the rest for the module's.
 
@@ -22,6 +22,9 @@ def shard(module: nn.Module, networks: list[tuple[nn.Module, list[nn.Parameter]]
     """
     for parameter in module.parameters():
         parameter.data = parameter.data.contiguous()  # a 1x1 weight starts as the transpose that QR gives
+        dist.broadcast(parameter.data, 0)
+    for buffer in module.buffers():
+        dist.broadcast(buffer, 0)
     device = next(module.parameters()).device.type
     mesh = init_device_mesh(device, (dist.get_world_size(),))
     # The module first: what a network has besides its own parameters, such as the last convolution, which a kernel of

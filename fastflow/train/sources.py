@@ -34,7 +34,7 @@ def find_clips(sources: Iterable[str | os.PathLike[str]]) -> list[Clip]:
     A source is one of
       an audio file;
       a folder, searched recursively for .wav and .flac, sorted;
-      a glob pattern;
+      a glob pattern of audio files;
       a list (.txt, .csv) with a file on each line, up to the first "|", relative to the list's folder: NVIDIA's
         file lists, and LJ Speech's metadata.csv, whose names stand for wavs/NAME.wav;
       a lhotse manifest (.jsonl, .jsonl.gz) of recordings or cuts, with files of one channel as their sources.
@@ -42,10 +42,10 @@ def find_clips(sources: Iterable[str | os.PathLike[str]]) -> list[Clip]:
     that gives none, and for a line that names no file.
     """
     found: list[Clip] = []
-    for path in find_files(sources, AUDIO_SUFFIXES):
-        if path.name.lower().endswith(MANIFEST_SUFFIXES):
+    for path, named in find_files(sources, AUDIO_SUFFIXES):
+        if named and path.name.lower().endswith(MANIFEST_SUFFIXES):
             clips = list(_of_manifest(path))
-        elif path.suffix.lower() in LIST_SUFFIXES:
+        elif named and path.suffix.lower() in LIST_SUFFIXES:
             clips = list(_of_list(path))
         else:
             clips = [Clip(path)]
@@ -55,17 +55,18 @@ def find_clips(sources: Iterable[str | os.PathLike[str]]) -> list[Clip]:
     return found
 
 
-def find_files(sources: Iterable[str | os.PathLike[str]], suffixes: tuple[str, ...]) -> list[Path]:
+def find_files(sources: Iterable[str | os.PathLike[str]], suffixes: tuple[str, ...]) -> list[tuple[Path, bool]]:
     """The files that `sources` names, in order: files, folders, searched recursively for `suffixes`, glob patterns.
 
-    Raises DataError for a source that gives none.
+    With each, whether it is a source itself. Raises DataError for a source that gives none.
     """
     if isinstance(sources, (str, os.PathLike)):
         raise DataError(f"`sources` must be a list of files, directories or patterns; got {os.fspath(sources)!r}")
-    found: list[Path] = []
+    found: list[tuple[Path, bool]] = []
     for source in sources:
         path = Path(source)
-        if os.path.isfile(path):  # unlike Path.is_file, False for a name that is too long
+        named = os.path.isfile(path)  # unlike Path.is_file, False for a name that is too long
+        if named:
             files = [path]
         elif os.path.isdir(path):
             files = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and os.path.isfile(p))
@@ -75,7 +76,7 @@ def find_files(sources: Iterable[str | os.PathLike[str]], suffixes: tuple[str, .
             kinds = " or ".join((", ".join(suffixes[:-1]), suffixes[-1]))
             reason = f"no {kinds} file in it" if os.path.isdir(path) else "no such file, directory or match"
             raise DataError(f"{source}: {reason}")
-        found += files
+        found += ((file, named) for file in files)
     if not found:
         raise DataError("`sources` must name at least one file, directory or pattern; got none")
     return found

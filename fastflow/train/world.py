@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from .objective import Objective
+from .settings import TrainingError
 
 PARALLEL = ("ddp", "fsdp")
 """Ways of several processes: each has the whole model, or a share of it."""
@@ -81,6 +82,24 @@ class World(NamedTuple):
             dist.all_reduce(wide)
             wide /= self.size
         return wide
+
+    def write(self, action: Callable[[], object]) -> None:
+        """Run `action` in the process that writes; where that fails, all of them stop.
+
+        Raises:
+            TrainingError: in the others. In that process, what `action` raised.
+        """
+        error = None
+        if self.writes:
+            try:
+                action()
+            except Exception as caught:  # of any type: the others wait
+                error = caught
+        failed, _ = self.agree(error is not None, 0.0)
+        if error is not None:
+            raise error
+        if failed:
+            raise TrainingError("the first process could not write its files, and says why")
 
     def agree(self, stop: bool, seconds: float) -> tuple[bool, float]:
         """Whether any process is to stop, and the first one's clock."""

@@ -73,7 +73,9 @@ def test_sizes_cost_what_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_turn_is_one_long_run_or_many_short_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = iter([0.9, 0.002, 0.1, 0.2, 0.3])  # of each run: the first fills a turn alone, then three do after a cold one
+    seconds = iter(
+        [0.9, 0.002, 0.1, 0.2, 0.3]
+    )  # of each run: the first fills a turn alone, then three do after a cold one
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
 

@@ -374,14 +374,14 @@ def process_group(tmp_path: Path) -> Iterator[None]:
 
 @pytest.mark.usefixtures("process_group")
 @pytest.mark.parametrize("way", LESS)
-@pytest.mark.parametrize("unused", [False, True])
-def test_distributed_data_parallel(way: str, unused: bool) -> None:
+@pytest.mark.parametrize("options", [{}, {"find_unused_parameters": True}, {"static_graph": True}], ids=str)
+def test_distributed_data_parallel(way: str, options: dict[str, bool]) -> None:
     """Each gradient is reduced, once: the reducer would raise in the second step, or count it in twice."""
     problem = waveglow(backprop=way)
     expected = problem.gradients("autograd")
     problem.model.backprop = way
-    parallel = nn.parallel.DistributedDataParallel(problem.model, find_unused_parameters=unused)
-    for _ in range(2):
+    parallel = nn.parallel.DistributedDataParallel(problem.model, **options)
+    for _ in range(3):
         parallel.zero_grad()
         WaveGlowLoss()(parallel((problem.mel, problem.audio))).backward()
         check({name: p.grad for name, p in problem.model.named_parameters()}, expected)

@@ -24,8 +24,8 @@ WN = {"n_layers": 1, "n_channels": 8, "kernel_size": 3}
 SETTINGS: dict[str, Any] = {"steps": 4, "batch_size": 4, "lr": 3e-3, "clip": 1.0}
 
 
-def make(name: str) -> Any:
-    torch.manual_seed(0)
+def make(name: str, seed: int = 0) -> Any:
+    torch.manual_seed(seed)
     if name == "WaveGlow":
         return WaveGlow(80, 2, 8, 4, 2, WN, conditioning="group")
     if name == "SqueezeWave":
@@ -53,8 +53,11 @@ class HalfBad(ImageDataset):
 
 
 def run(name: str, folder: Path, output: str, *, backprop: str = "autograd", **settings: Any) -> Any:
-    """Train a fresh model of this name, its own data being its validation too, and return it."""
-    model = make(name)
+    """Train a fresh model of this name, its own data being its validation too, and return it.
+
+    Each process starts from weights of its own: the first one's are to be taken.
+    """
+    model = make(name, dist.get_rank() if dist.is_initialized() else 0)
     model.backprop = backprop
     data = data_of(name, model, folder)
     often = {"save_every": 1e-9} if name == "Glow" else {}  # with averaged weights, in and out, between the steps

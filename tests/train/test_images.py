@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import signal
@@ -25,7 +26,7 @@ from fastflow.models import Glow, ImageFlow, RealNVP, WaveGlow, dequantize, quan
 from fastflow.train import DataError, ImageDataset, SegmentDataset, TrainingError, train
 
 from .test_loop import CONFIG
-from .test_run import _run
+from .test_run import _finish, _run
 
 MODEL = {"name": "Glow", "in_channels": 1, "n_levels": 1, "n_steps": 2, "hidden_channels": 8}
 
@@ -251,7 +252,17 @@ def test_models_and_data_that_do_not_fit(array: Path, speech: Path, tmp_path: Pa
         (glow(), images, {"dtype": torch.float16}, r"`dtype` must be None or torch\.float32 for a Glow; got .*16"),
     ):
         with pytest.raises(TrainingError, match=message):
-            train(model, data, tmp_path / "m.safetensors", steps=1, batch_size=2, **settings)  # type: ignore[arg-type]
+            # before the first of many steps
+            train(model, data, tmp_path / "m.safetensors", steps=10**6, batch_size=2, **settings)  # type: ignore[arg-type]
+
+
+def test_arrays_are_not_held_open(tmp_path: Path) -> None:
+    for number in range(8):
+        np.save(tmp_path / f"{number}.npy", pictures(2, 4, 4))
+    before = len(os.listdir("/proc/self/fd"))
+    data = ImageDataset([tmp_path])
+    data.batch(0, 16)
+    assert len(data) == 16 and len(os.listdir("/proc/self/fd")) == before
 
 
 def test_pictures_in_tensorboard(array: Path, tmp_path: Path) -> None:
@@ -270,9 +281,8 @@ COMMAND = ["--bits", "5", "--batch-size", "4", "--config", json.dumps({"model": 
 
 def test_killed_and_resumed_is_uninterrupted(array: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
-    result = CliRunner().invoke(main, ["train", str(array), "-o", str(whole), "--steps", "60", *COMMAND])
-    assert result.exit_code == 0, result.output
-    assert "32 images of 1 x 8 x 8" in result.output
+    said = _finish(_run([str(array), "-o", str(whole), "--steps", "60"], common=COMMAND))
+    assert "32 images of 1 x 8 x 8" in said
     process = _run([str(array), "-o", str(parts), "--steps", "60"], common=COMMAND)
     while not parts.with_suffix(".json").exists() and process.poll() is None:
         time.sleep(0.01)
@@ -280,9 +290,7 @@ def test_killed_and_resumed_is_uninterrupted(array: Path, tmp_path: Path) -> Non
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    command = ["train", str(array), "-o", str(parts), "--steps", "60", "--resume", *COMMAND]
-    result = CliRunner().invoke(main, command)
-    assert result.exit_code == 0, result.output
+    _finish(_run([str(array), "-o", str(parts), "--steps", "60", "--resume"], common=COMMAND))
     assert same(Glow.load(whole), Glow.load(parts))
 
 

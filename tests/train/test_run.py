@@ -194,6 +194,24 @@ def _finish(process: subprocess.Popen[str]) -> str:
     return said
 
 
+def test_where_writing_fails_all_processes_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[bool] = []
+
+    def agree(_: World, stop: bool, seconds: float) -> tuple[bool, float]:
+        told.append(stop)
+        return True, seconds
+
+    def fail() -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(World, "agree", agree)
+    with pytest.raises(OSError, match="no space left"):
+        World(0, 2).write(fail)
+    with pytest.raises(TrainingError, match="the first process could not write"):
+        World(1, 2).write(fail)
+    assert told == [True, False]
+
+
 def test_two_processes_follow_one(speech: Path, tmp_path: Path) -> None:
     out = [tmp_path / f"{n}.safetensors" for n in (1, 2)]
     arguments = [[str(speech), "-o", str(o), "--steps", "6", "--lr", "3e-3"] for o in out]

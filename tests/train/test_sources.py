@@ -118,3 +118,11 @@ def test_only_recordings_of_one_channel_are_cut(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_text(json.dumps({"start": 0, "duration": 1, "channel": 1, "recording": recording}))
     with pytest.raises(DataError, match=r"line 1: it must be of the only channel of its recording"):
         find_clips([tmp_path / "c.jsonl"])
+
+
+def test_a_pattern_names_audio_alone(tmp_path: Path) -> None:
+    """A list that it meets by the way is left to be skipped: its clips are there already, or it is a transcript."""
+    for name in ("a.wav", "a.normalized.txt", "metadata.csv"):
+        (tmp_path / name).write_text("a|what is said\n")
+    found = find_clips([str(tmp_path / "*")])
+    assert sorted(clip.path.name for clip in found) == ["a.normalized.txt", "a.wav", "metadata.csv"]
