@@ -349,7 +349,7 @@ def test_the_documents_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     text = (Path(__file__).parents[2] / "docs" / "glow.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    (example,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    example, *_ = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)  # others: of training
     exec(compile(example, "glow.md", "exec"), names)
     torch.testing.assert_close(names["same"], names["x"], rtol=0, atol=1e-5)
     assert names["samples"].shape == (4, 3, 16, 16)
