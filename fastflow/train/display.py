@@ -17,7 +17,7 @@ from .objective import TrainingData
 from .settings import Progress, Settings, TrainingError
 
 HEARD_SECONDS = 4.0
-SEEN = 4  # images in a row, and in a column
+SEEN = 16  # images of one picture
 
 
 class Display:
@@ -143,10 +143,7 @@ class Display:
     def _see(self, model: ImageFlow, dataset: ImageDataset, step: int) -> None:
         height, width = dataset.shape[1:]
         generator = torch.Generator(next(model.parameters()).device).manual_seed(dataset.seed)
-        samples = quantize(model.sample(SEEN**2, height, width, generator=generator), dataset.n_bits).cpu()
+        samples = quantize(model.sample(SEEN, height, width, generator=generator), dataset.n_bits).cpu()
         if samples.shape[1] != 3:
             samples = samples[:, :1]
-        grid = (
-            samples.view(SEEN, SEEN, -1, height, width).permute(2, 0, 3, 1, 4).reshape(-1, SEEN * height, SEEN * width)
-        )
-        self._board.add_image("samples", grid / (2**dataset.n_bits - 1), step)
+        self._board.add_images("samples", samples / (2**dataset.n_bits - 1), step)

@@ -228,18 +228,26 @@ def test_two_processes_follow_one(speech: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(states[1][key], value, rtol=1e-3, atol=1e-4)
 
 
-def test_killed_and_resumed_is_uninterrupted(speech: Path, tmp_path: Path) -> None:
-    """SIGKILL at whatever moment; what was written last is whole, and goes on to the same weights."""
-    whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
-    _finish(_run([str(speech), "-o", str(whole), "--steps", "30"]))
-    process = _run([str(speech), "-o", str(parts), "--steps", "30"])
+def _whole_and_killed(source: Path, folder: Path, steps: int, common: list[str] = COMMAND) -> tuple[Path, Path, str]:
+    """Train in one go, and with SIGKILL at whatever moment and a resumption; return both outputs, what the first said.
+
+    What was written last before the end is whole, and goes on to the same weights.
+    """
+    whole, parts = folder / "whole.safetensors", folder / "parts.safetensors"
+    said = _finish(_run([str(source), "-o", str(whole), "--steps", str(steps)], common=common))
+    process = _run([str(source), "-o", str(parts), "--steps", str(steps)], common=common)
     while not parts.with_suffix(".json").exists() and process.poll() is None:
         time.sleep(0.01)
     time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    _finish(_run([str(speech), "-o", str(parts), "--steps", "30", "--resume"]))
+    _finish(_run([str(source), "-o", str(parts), "--steps", str(steps), "--resume"], common=common))
+    return whole, parts, said
+
+
+def test_killed_and_resumed_is_uninterrupted(speech: Path, tmp_path: Path) -> None:
+    whole, parts, _ = _whole_and_killed(speech, tmp_path, 30)
     assert same(fastflow.load(whole), fastflow.load(parts))  # type: ignore[arg-type]
 
 
