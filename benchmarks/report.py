@@ -287,19 +287,22 @@ def sounds() -> list[Sound]:
     import torch
 
     import fastflow
-    from fastflow.audio import Denoiser, MelSpectrogram, read_audio
+    from fastflow.audio import Denoiser, MelConsistency, MelSpectrogram, read_audio
 
     clip = read_audio(Path(fastflow.__file__).parent / "assets" / "demo.flac")
     model = fastflow.load("waveglow-small")
     with torch.no_grad():
         generator = torch.Generator().manual_seed(0)
-        audio = model.infer(MelSpectrogram()(clip), sigma=0.6, generator=generator)
+        mel = MelSpectrogram()(clip)
+        audio = model.infer(mel, sigma=0.6, generator=generator)
         denoised = Denoiser(model)(audio, strength=0.01)
+        refined = MelConsistency()(audio, mel)
     made = []
     for title, samples in (
         ("the recording (espeak-ng)", clip),
         ("waveglow-small from its mel spectrogram, sigma 0.6", audio[0, : len(clip)]),
         ("the same, denoised by 0.01", denoised[0, : len(clip)]),
+        ("the first, refined to the mel spectrogram, as fastflow vocode does it", refined[0, : len(clip)]),
     ):
         file = io.BytesIO()
         soundfile.write(file, samples.numpy().clip(-1, 1), model.sampling_rate, format="FLAC", subtype="PCM_16")

@@ -2,9 +2,9 @@
 
     python scripts/demo.py [--in FILE] [--model NAME_OR_FILE] [--out DIRECTORY]
 
-Computes the clip's mel spectrogram, makes audio of it with the model and with Griffin-Lim, prints how close
-each comes to the clip, and writes output.wav, griffin_lim.wav and comparison.png to DIRECTORY, replacing
-those of an earlier run. Runs on the CPU.
+Computes the clip's mel spectrogram, makes audio of it with the model, as it is and refined, and with Griffin-Lim,
+prints how close each comes to the clip, and writes output.wav (refined), unrefined.wav, griffin_lim.wav and
+comparison.png to DIRECTORY, replacing those of an earlier run. Runs on the CPU.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 import fastflow
 from fastflow.audio import (
     AudioError,
+    MelConsistency,
     MelSpectrogram,
     evaluate,
     griffin_lim,
@@ -28,6 +29,7 @@ from fastflow.audio import (
     read_audio,
     write_audio,
 )
+from fastflow.audio.consistency import USUAL_ITERATIONS
 from fastflow.checkpoints import CheckpointError
 from fastflow.cli.options import describe
 
@@ -70,27 +72,37 @@ def run(clip: Path, name: str, directory: Path) -> None:
     model = fastflow.load(name)
     mel = MelSpectrogram()(source)
 
-    model.infer(mel[:, :, :16], sigma=SIGMA)  # so that one-time costs are not timed
+    consistency = MelConsistency()
+
+    short = mel[:, :, :16]
+    consistency(model.infer(short, sigma=SIGMA), short, 1)  # so that one-time costs are not timed
     start = time.perf_counter()
-    output = model.infer(mel, sigma=SIGMA, generator=torch.Generator().manual_seed(SEED))[0, : len(source)]
+    drawn = model.infer(mel, sigma=SIGMA, generator=torch.Generator().manual_seed(SEED))[:, : len(source)]
     took = time.perf_counter() - start
-    baseline = griffin_lim(mel[0])
+    start = time.perf_counter()
+    refined = consistency(drawn, mel, USUAL_ITERATIONS)
+    refining = time.perf_counter() - start
 
     rate = model.sampling_rate
-    figures = evaluate_all(source, {"model": output, "Griffin-Lim": baseline}, rate)
+    outputs = {"model": drawn[0], "refined": refined[0], "Griffin-Lim": griffin_lim(mel[0])}
+    figures = evaluate_all(source, outputs, rate)
     directory.mkdir(parents=True, exist_ok=True)
-    paths = [directory / file for file in ("output.wav", "griffin_lim.wav", "comparison.png")]
-    write_audio(paths[0], output, rate, overwrite=True)
-    write_audio(paths[1], baseline, rate, overwrite=True)
-    plot_comparison(paths[2], source, output, rate, overwrite=True)
+    names = {"refined": "output.wav", "model": "unrefined.wav", "Griffin-Lim": "griffin_lim.wav"}
+    for method, file in names.items():
+        write_audio(directory / file, outputs[method], rate, overwrite=True)
+    plot_comparison(directory / "comparison.png", source, refined[0], rate, overwrite=True)
 
-    seconds = len(source) / rate
+    seconds, both = len(source) / rate, took + refining
     print(f"input    {clip}, {seconds:.2f} s")
     print(f"model    {name}, sigma {SIGMA:g}, seed {SEED}, CPU, {torch.get_num_threads()} threads")
-    print(f"speed    {took:.2f} s, real-time factor {took / seconds:.3f} ({seconds / took:.1f} times real time)")
+    print(f"refined  in {USUAL_ITERATIONS} iterations")
+    print(
+        f"speed    model {took:.2f} s, refining {refining:.2f} s, real-time factor {both / seconds:.3f} "
+        f"({seconds / both:.1f} times real time)"
+    )
     print(f"\n{table(figures)}\n")
-    for path in paths:
-        print(f"wrote    {path}")
+    for file in (*names.values(), "comparison.png"):
+        print(f"wrote    {directory / file}")
 
 
 def evaluate_all(source: torch.Tensor, outputs: dict[str, torch.Tensor], rate: int) -> dict[str, dict[str, float]]:

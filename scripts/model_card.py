@@ -4,10 +4,11 @@
         --set "LJ Speech=clips" [--train-data corpus/train ...] [--corpus corpus/corpus.json] [--jobs 2] \\
         [--card fastflow/assets/waveglow-small.md]
 
-Each clip's mel spectrogram is turned back into audio by the model, by Griffin-Lim, and by the same architecture before
-training; the table holds the means over each set. Training begins at weights made from its data: given that data
-(--train-data, as `fastflow train` got it), the last column measures those, and random initial weights otherwise. The
-facts of the training run come from MODEL.json, which `fastflow train` writes beside the model.
+Each clip's mel spectrogram is turned back into audio by the model, as it is and refined to that mel, by Griffin-Lim, by
+refining plain noise, and by the same architecture before training; the table holds the means over each set. Training
+begins at weights made from its data: given that data (--train-data, as `fastflow train` got it), the last column
+measures those, and random initial weights otherwise. The facts of the training run come from MODEL.json, which
+`fastflow train` writes beside the model.
 """
 
 from __future__ import annotations
@@ -27,7 +28,16 @@ import torch
 from demo import FIGURES, SEED, SIGMA
 
 import fastflow
-from fastflow.audio import AudioError, MelSpectrogram, evaluate, front_end, griffin_lim, read_audio
+from fastflow.audio import (
+    AudioError,
+    MelConsistency,
+    MelSpectrogram,
+    evaluate,
+    front_end,
+    griffin_lim,
+    read_audio,
+)
+from fastflow.audio.consistency import USUAL_ITERATIONS
 from fastflow.checkpoints import CheckpointError, save
 from fastflow.models import WaveGlow
 from fastflow.train import DataError, SegmentDataset, find_audio
@@ -36,6 +46,7 @@ from fastflow.train.start import start_from_data
 Figures = dict[str, float]  # figure: value
 Means = dict[str, Figures]  # method, a column of the table: its figures
 BEFORE, RANDOM = "before training", "untrained model"
+NOISE = 0.05  # standard deviation of the noise that is refined for comparison; iterations soon forget it
 CARD = Path(fastflow.__file__).parent / "assets" / "waveglow-small.md"
 
 
@@ -147,13 +158,22 @@ def measure(clip: Path) -> Means:
     source = read_audio(clip)
     mel = MelSpectrogram()(source)
     outputs = {method: infer(model, mel, len(source)) for method, model in MODELS.items()}
-    columns = {"model": outputs.pop("model"), "Griffin-Lim": griffin_lim(mel[0]), **outputs}
+    noise = NOISE * torch.randn(1, len(source), generator=torch.Generator().manual_seed(SEED))
+    refine = MelConsistency()
+    drawn = outputs.pop("model")
+    columns = {
+        "model": drawn[0],
+        "model, refined": refine(drawn, mel)[0],
+        "Griffin-Lim": griffin_lim(mel[0]),
+        "noise, refined": refine(noise, mel)[0],
+        **{method: output[0] for method, output in outputs.items()},
+    }
     rate = MODELS["model"].sampling_rate
     return {method: evaluate(source, output, rate) for method, output in columns.items()}
 
 
 def infer(model: WaveGlow, mel: torch.Tensor, length: int) -> torch.Tensor:
-    return model.infer(mel, sigma=SIGMA, generator=torch.Generator().manual_seed(SEED))[0, :length]
+    return model.infer(mel, sigma=SIGMA, generator=torch.Generator().manual_seed(SEED))[:, :length]
 
 
 def mean(values: list[Figures]) -> Figures:
@@ -225,7 +245,9 @@ def card(
         "",
         "## Quality",
         "",
-        f"Clips are resynthesised from their own mel spectrograms (sigma {SIGMA}, seed {SEED}, no denoiser). "
+        f"Clips are resynthesised from their own mel spectrograms (sigma {SIGMA}, seed {SEED}, no denoiser). Refined: "
+        f"by {USUAL_ITERATIONS} iterations of `MelConsistency`, as `fastflow vocode` does to this model's audio unless "
+        "told otherwise; noise, refined, shows what these do without a model. "
         "A figure that a clip leaves undefined (F0 error where no frame is voiced in both signals) is not in its mean. "
         f"Griffin-Lim: librosa, 60 iterations. {described}",
     ]

@@ -1,7 +1,8 @@
-"""Wav in and out, the mel front end, the denoiser, metrics and the comparison picture."""
+"""Wav in and out, the mel front end, what is done to a vocoder's audio, metrics and the comparison picture."""
 
 from __future__ import annotations
 
+from fastflow.audio.consistency import MelConsistency
 from fastflow.audio.denoiser import Denoiser
 from fastflow.audio.errors import AudioError
 from fastflow.audio.io import audio_length, read_audio, write_audio
@@ -13,6 +14,7 @@ __all__ = [
     "AudioError",
     "Denoiser",
     "FloWaveNetMel",
+    "MelConsistency",
     "MelSpectrogram",
     "audio_length",
     "evaluate",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -32,6 +33,7 @@ class MelSpectrogram(nn.Module):
     window: Tensor
     basis: Tensor
     unit = "ln(mel magnitude)"  # of its values, for a picture
+    nepers = 1.0  # of magnitude, that one unit stands for
 
     def __init__(
         self,
@@ -100,14 +102,15 @@ class MelSpectrogram(nn.Module):
             pad_mode="reflect",
             return_complex=True,
         )
-        return self._mel(spectrum.abs())
+        return self.mel_of(spectrum.abs())
 
     def lead(self, samples: int) -> int:
         """How many samples of what a model makes of the mel come before the first of the audio, `samples` long."""
         return 0
 
-    def _mel(self, magnitude: Tensor) -> Tensor:
-        return (self.basis @ magnitude).clamp(min=_FLOOR).log()
+    def mel_of(self, magnitude: Tensor) -> Tensor:
+        """The log-mel [B, n_mels, F] of a magnitude spectrum [B, n_fft / 2 + 1, F], in its dtype."""
+        return (self.basis.to(magnitude.dtype) @ magnitude).clamp(min=_FLOOR).log()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MelSpectrogram:
         """Follows `.to(device)` but not `.half()` or `.float()`, which would round the filters."""
@@ -129,6 +132,7 @@ class FloWaveNetMel(MelSpectrogram):
     """
 
     unit = "mel of FloWaveNet, 0 to 1"
+    nepers = 100 / 20 * math.log(10) / 2  # its decibels, 20 to a factor of ten, are of power
 
     def __init__(
         self,
@@ -151,8 +155,9 @@ class FloWaveNetMel(MelSpectrogram):
         peak = signal.abs().amax(1, keepdim=True)
         return signal * (_PEAK / peak.where(peak > 0, 1))  # silence stays silence
 
-    def _mel(self, magnitude: Tensor) -> Tensor:
-        decibels = 20 * (self.basis @ magnitude.square()).clamp(min=1e-4).log10() - 20
+    def mel_of(self, magnitude: Tensor) -> Tensor:
+        """The mel [B, n_mels, F] of a magnitude spectrum [B, n_fft / 2 + 1, F], in its dtype."""
+        decibels = 20 * (self.basis.to(magnitude.dtype) @ magnitude.square()).clamp(min=1e-4).log10() - 20
         return (decibels / 100 + 1).clamp(0, 1)
 
 

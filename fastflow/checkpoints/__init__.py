@@ -16,7 +16,7 @@ from .recognise import Checkpoint, check_finite, read
 if TYPE_CHECKING:
     from fastflow.models import Vocoder
 
-__all__ = ["Checkpoint", "CheckpointError", "bundled", "convert", "load", "read", "save"]
+__all__ = ["Checkpoint", "CheckpointError", "bundled", "convert", "is_bundled", "load", "read", "save"]
 
 _ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
@@ -24,6 +24,11 @@ _ASSETS = Path(__file__).resolve().parent.parent / "assets"
 def bundled() -> list[str]:
     """The names of the models that come with the package."""
     return sorted(path.stem for path in _ASSETS.glob("*.safetensors"))
+
+
+def is_bundled(path_or_name: str | os.PathLike[str]) -> bool:
+    """Whether `load` would take this for the name of a bundled model; a file that is there goes before."""
+    return not os.path.exists(path_or_name) and path_or_name in bundled()
 
 
 def load(
@@ -136,11 +141,10 @@ def _resolve(path_or_name: str | os.PathLike[str]) -> Path:
     path = Path(path_or_name)
     if os.path.exists(path):
         return path
-    names = bundled()
-    if isinstance(path_or_name, str) and path_or_name in names:
+    if is_bundled(path_or_name):
         return _ASSETS / f"{path_or_name}.safetensors"
     raise CheckpointError(
-        f"there is no file {path}, and no bundled model of that name (bundled: {', '.join(names) or 'none'})"
+        f"there is no file {path}, and no bundled model of that name (bundled: {', '.join(bundled()) or 'none'})"
     )
 
 

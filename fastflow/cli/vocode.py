@@ -46,6 +46,12 @@ SUBTYPES = ("PCM_16", "PCM_24", "FLOAT")
     help="Standard deviation of the noise, >= 0; default: 0.6 for WaveGlow, 0.8 for FloWaveNet, 1 for SqueezeWave.",
 )
 @click.option("--denoise", type=float, default=0.0, metavar="STRENGTH", help="Remove the model's bias; 0.01 to 0.1.")
+@click.option(
+    "--refine",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Iterations that bring the audio to its mel; default: 30 for a bundled model, 0 for a checkpoint.",
+)
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the noise.")
 @options.device
 @options.dtype
@@ -59,6 +65,7 @@ def vocode(
     model: str,
     sigma: float | None,
     denoise: float,
+    refine: int | None,
     seed: int,
     device: str,
     dtype: str,
@@ -93,7 +100,7 @@ def vocode(
     plan = _plan(arguments, Path(output), subtype, plot, overwrite)
     try:
         if plan.items:
-            synthesis = _Synthesis(model, sigma, denoise, seed, device, dtype, backend)
+            synthesis = _Synthesis(model, sigma, denoise, refine, seed, device, dtype, backend)
             _run(plan, synthesis, subtype, plot, overwrite)
     finally:
         for reason in plan.failures:
@@ -191,13 +198,23 @@ class _Synthesis:
     """The model with everything that is asked of it: mel or audio in, float32 audio on the CPU out."""
 
     def __init__(
-        self, model: str, sigma: float | None, denoise: float, seed: int, device: str, dtype: str, backend: str
+        self,
+        model: str,
+        sigma: float | None,
+        denoise: float,
+        refine: int | None,
+        seed: int,
+        device: str,
+        dtype: str,
+        backend: str,
     ) -> None:
         import torch
 
         import fastflow
+        from fastflow.audio.consistency import USUAL_ITERATIONS, MelConsistency
         from fastflow.audio.denoiser import Denoiser
         from fastflow.audio.mel import front_end
+        from fastflow.checkpoints import is_bundled
 
         self.model: Vocoder = options.load_model(model, device, dtype)
         self.n_mels = self.model.n_mel_channels
@@ -206,6 +223,10 @@ class _Synthesis:
         self.strength, self.seed, self.backend = denoise, seed, backend
         self.device, self.dtype = torch.device(device), getattr(torch, dtype)
         self.to_mel = front_end(self.model)
+        if refine is None:  # a published model's audio is what its publication's would be
+            refine = USUAL_ITERATIONS if is_bundled(model) else 0
+        self.refine = refine
+        self.consistency = MelConsistency(front_end(self.model)).to(self.device) if refine else None
         self.denoiser: Denoiser | None = None
         self.mel_file: tuple[Path, Tensor] | None = None  # the last one: the items of a batch follow each other
         try:
@@ -236,11 +257,13 @@ class _Synthesis:
             audio = self.model.infer(mel.to(self.device, self.dtype), sigma=self.sigma, generator=generator)
             if self.denoiser is not None:
                 audio = self.denoiser(audio.float(), strength=self.strength)
-        audio = audio[0].float().cpu()  # waits for the device
-        took = time.perf_counter() - start
         if source is not None:
             first = self.to_mel.lead(len(source))
-            audio = audio[first : first + len(source)]
+            audio = audio[:, first : first + len(source)]
+        if self.consistency is not None:
+            audio = self.consistency(audio, mel.to(self.device), self.refine)
+        audio = audio[0].float().cpu()  # waits for the device
+        took = time.perf_counter() - start
         return _Result(audio, mel[0].float(), source, took)
 
     def _mel(self, item: inputs.Item) -> Tensor:
@@ -262,6 +285,11 @@ class _Synthesis:
         if self.model.mel_form == "flowavenet" and mel.numel() and not 0 <= mel.min() <= mel.max() <= 1:
             values = f"{float(mel.min()):.3g} to {float(mel.max()):.3g}"
             raise inputs.InputError(f"`mel` must be of FloWaveNet's front end, with values in 0..1; got {values}")
+        if self.model.mel_form == "flowavenet" and self.consistency is not None:
+            raise inputs.InputError(
+                "`--refine` needs audio, not its mel, where the model is a FloWaveNet: where the frames lie depends on "
+                "how long the audio was"
+            )
         if not torch.isfinite(mel.to(self.dtype)).all():
             name = str(self.dtype).removeprefix("torch.")
             raise inputs.InputError(f"`mel` must fit into {name}; got values up to {float(mel.abs().max()):.3g}")

@@ -30,7 +30,7 @@ def demo() -> ModuleType:
     return module
 
 
-def test_prints_figures_of_both_and_writes_three_files(
+def test_prints_figures_of_all_and_writes_four_files(
     demo: ModuleType,
     make_wav: MakeWav,
     checkpoint: Path,
@@ -46,12 +46,17 @@ def test_prints_figures_of_both_and_writes_three_files(
     for label in ("log-mel distance", "mel-cepstral distortion", "STOI", "PESQ", "F0 error", "voicing error"):
         (line,) = (line for line in printed.splitlines() if line.startswith(label))
         assert len(line.split()) >= 5
-    assert "Griffin-Lim" in printed
+    assert next(line.split()[2:] for line in printed.splitlines() if line.split()[:2] == ["unit", "better"]) == [
+        "model",
+        "refined",
+        "Griffin-Lim",
+    ]
     assert "real-time factor" in printed
-    for name in ("output.wav", "griffin_lim.wav", "comparison.png"):
+    for name in ("output.wav", "unrefined.wav", "griffin_lim.wav", "comparison.png"):
         assert f"wrote    {tmp_path / 'out' / name}" in printed
         assert (tmp_path / "out" / name).stat().st_size > 1000
     assert soundfile.info(tmp_path / "out" / "output.wav").frames == 22050
+    assert (tmp_path / "out" / "output.wav").read_bytes() != (tmp_path / "out" / "unrefined.wav").read_bytes()
     demo.main()  # a second run replaces the files
 
 

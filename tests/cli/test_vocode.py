@@ -14,6 +14,7 @@ import torch
 from click.testing import Result
 
 import fastflow
+from fastflow.audio import FloWaveNetMel, MelSpectrogram, read_audio
 from fastflow.checkpoints import save
 from fastflow.cli import inputs, progress
 from fastflow.cli import vocode as command
@@ -164,6 +165,63 @@ def test_denoise_changes_the_audio_and_keeps_its_length(vocode: Run, make_wav: M
     assert result.exit_code == 0, result.output
     assert soundfile.info(tmp_path / "2.wav").frames == 4001
     assert (tmp_path / "1.wav").read_bytes() != (tmp_path / "2.wav").read_bytes()
+
+
+def mel_error(path: Path, mel: torch.Tensor) -> float:
+    audio = torch.from_numpy(soundfile.read(path, dtype="float32")[0])
+    return float((MelSpectrogram()(audio)[:, :, : mel.shape[2]] - mel).abs().mean())
+
+
+def test_refine_brings_audio_to_its_mel(vocode: Run, make_wav: MakeWav, mel: np.ndarray, tmp_path: Path) -> None:
+    np.save(tmp_path / "m.npy", mel)
+    of_audio = MelSpectrogram()(read_audio(make_wav(tmp_path / "a.wav", 4001)))
+    for source, wanted in (("a.wav", of_audio), ("m.npy", torch.from_numpy(mel)[None])):
+        errors = []
+        for refine in (None, 0, 1, 30):
+            output = tmp_path / f"{source}_{refine}.wav"
+            options = [] if refine is None else ["--refine", refine]
+            result = vocode(tmp_path / source, "-o", output, "--denoise", 0.01, "--subtype", "FLOAT", *options)
+            assert result.exit_code == 0, result.output
+            errors.append(mel_error(output, wanted))
+        assert errors[0] == errors[1]  # a checkpoint's audio is left as it is
+        assert errors[3] < errors[2] < errors[1]
+    assert soundfile.info(tmp_path / "a.wav_30.wav").frames == 4001
+    assert soundfile.info(tmp_path / "m.npy_30.wav").frames == 12 * 256
+
+
+def test_a_bundled_models_audio_is_refined_unless_told_otherwise(run: Run, make_wav: MakeWav, tmp_path: Path) -> None:
+    source = make_wav(tmp_path / "a.wav")
+    for name, options in (("usual", []), ("30", ["--refine", 30]), ("none", ["--refine", 0])):
+        assert run("vocode", source, "-o", tmp_path / f"{name}.wav", *options).exit_code == 0
+    usual, thirty, none = ((tmp_path / f"{name}.wav").read_bytes() for name in ("usual", "30", "none"))
+    assert usual == thirty != none
+
+
+def test_a_mel_too_short_to_refine_is_written_as_it_is(vocode: Run, mel: np.ndarray, tmp_path: Path) -> None:
+    np.save(tmp_path / "m.npy", mel[:, :2])
+    for refine in (0, 5):
+        assert vocode(tmp_path / "m.npy", "-o", tmp_path / f"{refine}.wav", "--refine", refine).exit_code == 0
+    assert (tmp_path / "0.wav").read_bytes() == (tmp_path / "5.wav").read_bytes()
+
+
+def test_flowavenets_audio_is_refined_where_its_frames_are_known(
+    run: Run, make_wav: MakeWav, mel: np.ndarray, tmp_path: Path
+) -> None:
+    model, source = flowavenet(tmp_path / "model.safetensors"), make_wav(tmp_path / "in.wav", 4001)
+    wanted = FloWaveNetMel()(read_audio(source))
+    errors = []
+    for refine in (0, 30):
+        output = tmp_path / f"{refine}.wav"
+        result = run("vocode", "--model", model, source, "-o", output, "--refine", refine, "--subtype", "FLOAT")
+        assert result.exit_code == 0, result.output
+        made = torch.from_numpy(soundfile.read(output, dtype="float32")[0])
+        errors.append(float((FloWaveNetMel().frames(made[None]) - wanted).abs().mean()))
+    assert errors[1] < 0.5 * errors[0]
+    np.save(tmp_path / "m.npy", mel / 10 + 1)
+    result = run("vocode", "--model", model, tmp_path / "m.npy", "-o", tmp_path / "m.wav", "--refine", 1)
+    assert result.exit_code == 1
+    assert "m.npy: `--refine` needs audio, not its mel, where the model is a FloWaveNet" in result.output
+    assert not (tmp_path / "m.wav").exists()
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -482,6 +540,8 @@ def test_no_inputs(vocode: Run, tmp_path: Path) -> None:
         (["--sigma", "nan"], "`--sigma` must be >= 0; got nan"),
         (["--sigma", "inf"], "`--sigma` must be >= 0; got inf"),
         (["--denoise", "-1"], "`--denoise` must be >= 0; got -1"),
+        (["--refine", "-1"], "'--refine'"),
+        (["--refine", "1.5"], "'1.5' is not a valid integer"),
         (["--seed", "-1"], "'--seed'"),
         (["--backend", "magic"], "'magic' is not one of 'auto', 'reference', 'cpu', 'triton', 'cuda'"),
         (["--backend", "cuda"], "backend 'cuda' cannot run: "),
