@@ -1,20 +1,24 @@
-# Every habit is one word: make demo, test, stacks, oldest, gpu, bench, report, lint, build, wheel, clean.
+# Every habit is one word: make demo, test, stacks, oldest, gpu, bench, report, model, lint, build, wheel, clean.
 #   PYTHON   the Python that makes the virtual environment
 #   VENV     where it goes
 #   TORCH    which PyTorch it gets, in pip's spelling
 #   ONLY     make bench ONLY="wn and float32" runs the benchmarks whose names match, in pytest's spelling
 #   IN       make demo IN=speech.wav resynthesises this file instead of the clip that ships with the project
+#   SPEECH   make model SPEECH="clips more": recordings to train on too, drawn four times as often as the synthetic speech
+#   MINUTES  make model MINUTES=58: how long to train
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
+MINUTES ?= 58
 
 BIN := $(VENV)/bin
 OLDEST := $(VENV)/oldest
 STACKS := $(VENV)/stacks
+MODEL := model
 SOURCES := $(shell find csrc -type f)
 
-.PHONY: demo test stacks oldest gpu bench report lint build wheel clean
+.PHONY: demo test stacks oldest gpu bench report model lint build wheel clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python scripts/demo.py $(if $(IN),--in "$(IN)")
@@ -48,6 +52,10 @@ bench: $(VENV)/.bench
 report: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.report
 
+# The bundled model from nothing: model/waveglow-small.safetensors with its card beside it. Needs espeak-ng. Files that
+# are there are not made again, and `make clean` leaves them.
+model: $(MODEL)/waveglow-small.md
+
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -62,6 +70,23 @@ wheel: $(VENV)/.ready
 clean:
 	rm -rf build dist demo report fastflow.egg-info fastflow/*.so .mypy_cache .pytest_cache .ruff_cache
 	rm -f $(VENV)/.native $(VENV)/.ready $(VENV)/.bench $(VENV)/.lint
+
+DATA := $(MODEL)/corpus/train $(foreach n,1 2 3 4,$(SPEECH))
+
+$(MODEL)/corpus/corpus.json: $(VENV)/.ready scripts/make_corpus.py scripts/corpus.txt
+	$(BIN)/python scripts/make_corpus.py $(MODEL)/corpus --overwrite
+
+$(MODEL)/float32/waveglow-small.safetensors: $(MODEL)/corpus/corpus.json
+	mkdir -p $(@D)
+	$(BIN)/fastflow train $(DATA) -o $@ --minutes $(MINUTES) --precision bfloat16 --overwrite
+
+$(MODEL)/waveglow-small.safetensors: $(MODEL)/float32/waveglow-small.safetensors
+	$(BIN)/fastflow convert $< $@ --dtype float16 --overwrite
+	cp $(<:.safetensors=.json) $(@:.safetensors=.json)
+
+$(MODEL)/waveglow-small.md: $(MODEL)/waveglow-small.safetensors scripts/model_card.py
+	$(BIN)/python scripts/model_card.py $< --corpus $(MODEL)/corpus/corpus.json --card $@ \
+		--set "held-out espeak-ng voices=$(MODEL)/corpus/heldout" $(foreach source,$(DATA),--train-data $(source))
 
 # The stamps below let set-up run once: again only where what it was made from has changed.
 
