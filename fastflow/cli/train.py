@@ -141,7 +141,12 @@ def _refuse_others(name: str) -> None:
 )
 @click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes for the data.")
 @click.option("--validation", type=options.TEXT, help="Data whose loss is logged at every save.")
-@click.option("--tensorboard", type=click.Path(path_type=Path), metavar="DIR", help="Write TensorBoard's files there.")
+@click.option(
+    "--tensorboard",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="TensorBoard's files; with --validation, also what the model makes.",
+)
 @click.option("--save-every", type=float, default=5.0, show_default=True, metavar="MINUTES", help="Between two saves.")
 @click.option("--keep", type=click.IntRange(min=0), default=0, show_default=True, help="Saves to keep beside OUT.")
 @click.option(
@@ -231,6 +236,7 @@ def train(
         held_out = _dataset(model, [validation], segment, bits, seed) if validation else None
     except DataError as error:
         raise options.UsageError(str(error)) from error
+    facts = failure = None
     with launched(device) as own:
         writes = World.current().writes
         if writes:
@@ -260,16 +266,22 @@ def train(
                 resume=resume,
                 overwrite=overwrite,
             )
-        except (TrainingError, DataError, ReconstructionError) as error:
-            raise options.Failure(str(error)) from error
+        except ReconstructionError as error:
+            failure = f"{error}; --resume with --backprop recompute goes on from the last save"
+        except (TrainingError, DataError) as error:
+            failure = str(error)
         except KeyboardInterrupt:
             if writes:
                 options.warn(f"stopped; --resume goes on from {output}")
-            sys.exit(130)
-        if writes:
-            progress = facts["progress"]
-            shown = options.printable(str(output))
-            click.echo(f"{shown}: {progress['step']} steps, {progress['seconds']:.0f} s, loss {progress['loss']:.4f}")
+    # An exit inside of `launched` would hold on to what uses the group of processes while it is taken down.
+    if failure is not None:
+        raise options.Failure(failure)
+    if facts is None:
+        sys.exit(130)
+    if writes:
+        progress = facts["progress"]
+        shown = options.printable(str(output))
+        click.echo(f"{shown}: {progress['step']} steps, {progress['seconds']:.0f} s, loss {progress['loss']:.4f}")
 
 
 def _dataset(

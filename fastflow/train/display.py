@@ -32,7 +32,7 @@ class Display:
         tensorboard: folder for TensorBoard's files, or None.
 
     Raises:
-        TrainingError: `tensorboard` is given and its packages are missing.
+        TrainingError: `tensorboard` is given, and its packages are missing or it cannot be written to.
     """
 
     def __init__(
@@ -60,7 +60,13 @@ class Display:
                     f"`tensorboard` needs the packages of pip install 'fastflow[tensorboard]': {error}"
                 ) from error
             if not silent:
-                self._board = SummaryWriter(tensorboard, purge_step=progress.step)
+                # what a lost run showed after the save that this one goes on from
+                purge = progress.step + 1 if progress.step else 0
+                try:
+                    self._board = SummaryWriter(tensorboard, purge_step=purge)
+                except OSError as error:
+                    raise TrainingError(f"`tensorboard` {tensorboard} cannot be written to: {error}") from error
+        self._begun = min(settings.done(progress), 1.0)
         self._last = progress.seconds
         self._losses: list[float] = []
         self._samples = 0
@@ -69,7 +75,8 @@ class Display:
         if sys.stderr.isatty() and not self.silent:
             from tqdm import tqdm
 
-            self._bar = tqdm(total=1.0, bar_format="{percentage:3.0f}%|{bar}| {elapsed}<{remaining}  {postfix}")
+            layout = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining}  {postfix}"
+            self._bar = tqdm(total=1.0, initial=self._begun, bar_format=layout)
         return self
 
     def __exit__(self, *_: object) -> None:

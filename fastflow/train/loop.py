@@ -23,12 +23,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from fastflow.files import write_whole
 from fastflow.models import ImageFlow, Vocoder
 from fastflow.nn import ActNorm
+from fastflow.nn.backprop import ReconstructionError
 
 from .display import Display
 from .objective import Objective, TrainingData, objective_of
 from .settings import PRECISIONS, Progress, Settings, TrainingError
 from .signals import stop_requests
-from .state import Averages, check_output, keep_last, load_state, save_state, state_of, state_path
+from .state import Averages, check_output, keep_last, kept_saves, load_state, save_state, state_of, state_path
 from .world import PARALLEL, World
 
 FINAL_LR = 0.01  # the cosine ends at this fraction of the peak
@@ -96,14 +97,16 @@ def train(
         whose training state does not fit; each process makes the whole model first, and has its share afterwards. With
         `model.backprop` "autograd" only. The files are the same: any number of processes goes on from them, either way.
     validation: data whose loss, of the averaged weights, is logged at every save.
-    tensorboard: folder for scalars and, with `validation`, audio and mels, or images.
+    tensorboard: folder for scalars and, with `validation`, audio and mels, or images. A resumed run goes on in it.
     from_data: set a WaveGlow's upsampler and 1x1 weights from statistics of the data first; False to go on from weights
         that are worth keeping, such as a checkpoint's.
     log_every: seconds between log lines on standard error (in a terminal: a progress bar).
 
-    A bad step, whose loss or gradient is not finite or whose loss is a spike, leaves the weights as they are and is
-    counted as skipped; ten in a row raise TrainingError. Ctrl-C (SIGINT) and SIGTERM save after the step in progress
-    and raise KeyboardInterrupt.
+    A bad step, whose loss or gradient is not finite or whose loss is a spike, leaves weights and buffers as they are
+    and is counted as skipped; ten in a row save and raise TrainingError. Ctrl-C (SIGINT) and SIGTERM save after the
+    step in progress and raise KeyboardInterrupt. Where `model.backprop` "invert" cannot have an input back exactly, a
+    run in one process saves and raises ReconstructionError; several, who cannot save together then, have their last
+    save.
     Raises TrainingError for settings out of range, for an output that exists (without `overwrite` or `resume`), for a
     state that cannot be resumed, and for a model and dataset that do not fit each other.
     """
@@ -139,26 +142,30 @@ def train(
     board = None if tensorboard is None else Path(tensorboard)
     display = Display(settings, log_every, progress, unit=dataset.unit, silent=not world.writes, tensorboard=board)
     step_samples = batch_size * dataset.units
+    saves = kept_saves(output, progress.step) if resume else set()
 
     def save() -> dict[str, Any]:
         world.equal_buffers(objective)
+        # The weights first: where the disk fills up, they are what is worth most. What looks at other data, which may
+        # be damaged, comes when weights and state are safe.
         with average:
             weights = world.whole(model.state_dict())
             if whole is not objective:
                 whole.model.load_state_dict(weights)
-            if validation is not None:
-                progress.validation_loss = _validate(objective, validation, batch_size, world)
-            facts = _facts(model, dataset, settings, progress, device, world)
-            # the weights first: where the disk fills up, they are what is worth most
             world.write(lambda: whole.save(output, dtype))
         state = world.whole(state_of(model, average.values, tools, progress, kept))
+        world.write(lambda: save_state(state_path(output), state))
+        if validation is not None:
+            with average:
+                progress.validation_loss = _validate(objective, validation, batch_size, world)
+        facts = _facts(model, dataset, settings, progress, device, world)
 
         def write_rest() -> None:
-            save_state(state_path(output), state)
             with write_whole(output.with_suffix(".json"), overwrite=True, error=TrainingError) as path:
                 path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
             if keep:
-                keep_last(output, progress.step, keep)
+                saves.add(progress.step)
+                keep_last(output, saves, keep)
             if validation is not None and progress.validation_loss is not None:
                 with nullcontext() if world.sharded else average:  # what is whole has the averages already
                     display.validation(whole.model, validation, progress.validation_loss, progress)
@@ -177,10 +184,17 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             batch = _to(device, next(batches))
+            buffers = [buffer.clone() for buffer in objective.buffers()]
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast(device.type, PRECISIONS[precision], enabled=PRECISIONS[precision] is not None):
                 loss = replica(*batch)
-            scaler.scale(loss).backward()
+            try:
+                scaler.scale(loss).backward()
+            except ReconstructionError:
+                if world.size == 1:
+                    _put_back(objective, buffers)
+                    save()
+                raise
             scaler.unscale_(optimizer)
             norm = float(world.whole(torch.nn.utils.clip_grad_norm_(parameters, clip), everywhere=True))
             value = float(world.mean(loss))
@@ -192,13 +206,20 @@ def train(
                 skipped_in_a_row = 0
                 progress.loss = value if math.isnan(progress.loss) else 0.98 * progress.loss + 0.02 * value
             else:
+                _put_back(objective, buffers)
                 progress.skipped_steps += 1
                 skipped_in_a_row += 1
                 if skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
-                    cause = "not finite" if math.isnan(smoothed) or value <= smoothed + spike else "a spike"
+                    save()
+                    if not math.isfinite(value):
+                        cause = "whose loss is not finite"
+                    elif not math.isfinite(norm):
+                        cause = "whose gradient is not finite"
+                    else:
+                        cause = f"whose loss is a spike: more than {spike:g} above the smoothed {smoothed:.4f}"
                     raise TrainingError(
-                        f"loss {value} and gradient norm {norm} at step {progress.step}, the {skipped_in_a_row}th in a "
-                        f"row {cause}; {output}, if it exists, holds good weights: try a lower `lr` than {lr}"
+                        f"loss {value} and gradient norm {norm} at step {progress.step}, the {skipped_in_a_row}th bad "
+                        f"one in a row, {cause}; {output} holds the weights before them: try a lower `lr` than {lr}"
                     )
             scaler.update()
             progress.step += 1
@@ -208,13 +229,20 @@ def train(
             if stopping:
                 save()
                 raise KeyboardInterrupt
-            if progress.seconds - last_save >= 60 * save_every:
+            if progress.seconds - last_save >= 60 * save_every and settings.done(progress) < 1.0:
                 save()
                 last_save = progress.seconds
         facts = save()
     average.put(average.values)
     model.eval()
     return facts
+
+
+@torch.no_grad()
+def _put_back(objective: Objective, buffers: list[Tensor]) -> None:
+    """Undo what a forward did to the buffers: batch normalisation counts what it sees, NaNs too."""
+    for buffer, before in zip(objective.buffers(), buffers, strict=True):
+        buffer.copy_(before)
 
 
 def _to(device: torch.device, batch: tuple[Tensor, ...]) -> list[Tensor]:
@@ -285,8 +313,12 @@ def _batches(dataset: TrainingData, first: int, size: int, world: World, workers
 
 
 def _undisturbed(_worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; this one is ended by the process it works for."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ctrl-C reaches every process of a terminal, and a scheduler's SIGTERM every one of a job.
+
+    This one goes on, since the step in progress may need it, until the process that it works for ends.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _kept(settings: Settings, dataset: TrainingData) -> dict[str, Any]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
+
+TOGETHER = 1.0
+"""Seconds within which signals are one wish: torchrun passes on what the whole group has got already."""
 
 
 class Stop:
@@ -17,8 +21,12 @@ class Stop:
 
 @contextmanager
 def stop_requests() -> Iterator[Stop]:
-    """Turn SIGINT and SIGTERM into a flag, so that no step is torn apart. A second signal acts at once."""
+    """Turn SIGINT and SIGTERM into a flag, so that no step is torn apart.
+
+    One that comes more than TOGETHER after the first acts at once.
+    """
     stop = Stop()
+    first = 0.0
     previous: dict[int, Any] = {}
 
     def restore() -> None:
@@ -27,8 +35,12 @@ def stop_requests() -> Iterator[Stop]:
         previous.clear()
 
     def request(number: int, frame: FrameType | None) -> None:
-        stop.requested = True
-        restore()
+        nonlocal first
+        if not stop.requested:
+            stop.requested, first = True, time.monotonic()
+        elif time.monotonic() - first > TOGETHER:
+            restore()
+            signal.raise_signal(number)
 
     try:
         for number in (signal.SIGINT, signal.SIGTERM):

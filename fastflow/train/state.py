@@ -106,22 +106,33 @@ def load_state(
     return progress
 
 
-def keep_last(output: Path, step: int, count: int) -> None:
-    """Keep this save's weights and state beside the output as NAME.stepN, and of all such the last `count`.
+def kept_saves(output: Path, step: int) -> set[int]:
+    """The steps up to `step` whose saves are beside the output."""
+    return {number for number in _steps_beside(output) if number <= step}
 
-    Those of later steps go: they are of an earlier run, or of one that went on from a state that was gone back from.
+
+def keep_last(output: Path, saves: set[int], count: int) -> None:
+    """Keep this save's weights and state beside the output as NAME.stepN, and of the run's `saves` the last `count`.
+
+    The last of `saves` is this one. All others beside the output go: they are of an earlier run, or of one that went on
+    from a state that was gone back from.
     """
+    last = sorted(saves)[-count:]
     for path in (output, state_path(output)):
         suffix = path.name.removeprefix(output.stem)
-        with write_whole(
-            path.with_name(f"{output.stem}.step{step}{suffix}"), overwrite=True, error=TrainingError
-        ) as temporary:
+        with write_whole(_beside(path, suffix, last[-1]), overwrite=True, error=TrainingError) as temporary:
             shutil.copyfile(path, temporary)
-        pattern = re.compile(re.escape(output.stem) + r"\.step(\d+)" + re.escape(suffix))
-        steps = {int(m[1]) for p in output.parent.iterdir() if (m := pattern.fullmatch(p.name))}
-        last = sorted(n for n in steps if n <= step)[-count:]  # later ones are of a run that this one replaces
-        for old in steps.difference(last):
-            path.with_name(f"{output.stem}.step{old}{suffix}").unlink()
+        for old in _steps_beside(path, suffix).difference(last):
+            _beside(path, suffix, old).unlink()
+
+
+def _beside(path: Path, suffix: str, step: int) -> Path:
+    return path.with_name(f"{path.name.removesuffix(suffix)}.step{step}{suffix}")
+
+
+def _steps_beside(path: Path, suffix: str = ".safetensors") -> set[int]:
+    pattern = re.compile(re.escape(path.name.removesuffix(suffix)) + r"\.step(\d+)" + re.escape(suffix))
+    return {int(m[1]) for p in path.parent.iterdir() if (m := pattern.fullmatch(p.name))}
 
 
 class Averages:

@@ -142,7 +142,9 @@ def test_an_infinite_loss_does_not_stay_in_the_smoothed_one(disturbed: Disturbed
 
 def test_ten_steps_in_a_row_that_are_not_finite_stop(disturbed: Disturbed, tmp_path: Path) -> None:
     disturbed.nan = True
-    with pytest.raises(TrainingError, match=r"loss nan and gradient norm nan at step 9, the 10th in a row.*lower `lr`"):
+    with pytest.raises(
+        TrainingError, match=r"loss nan and gradient norm nan at step 9, the 10th bad one in a row.*lower `lr`"
+    ):
         train(fresh(), disturbed, tmp_path / "m.safetensors", steps=40, batch_size=2)
 
 

@@ -130,7 +130,9 @@ def test_a_spike_is_skipped_and_ten_stop(disturbed: Disturbed, tmp_path: Path, m
     monkeypatch.setattr("fastflow.train.loop.SETTLED_STEPS", 3)
     monkeypatch.setattr(Disturbed, "batch", _loud_after(4))
     model = fresh()
-    with pytest.raises(TrainingError, match=r"loss \d+\.\d+ and .* at step 13, the 10th in a row a spike"):
+    with pytest.raises(
+        TrainingError, match=r"loss \d+\.\d+ and .* at step 13, the 10th bad one in a row, .* is a spike"
+    ):
         train(model, disturbed, tmp_path / "m.safetensors", steps=40, batch_size=2, spike=3.0)
     assert all(p.isfinite().all() for p in model.parameters())
 
