@@ -35,11 +35,12 @@ def find_clips(sources: Iterable[str | os.PathLike[str]]) -> list[Clip]:
       an audio file;
       a folder, searched recursively for .wav and .flac, sorted;
       a glob pattern of audio files;
-      a list (.txt, .csv) with a file on each line, up to the first "|", relative to the list's folder: NVIDIA's
-        file lists, and LJ Speech's metadata.csv, whose names stand for wavs/NAME.wav;
+      a list (.txt, .csv) with a file on each line, up to the first "|": NVIDIA's file lists, and LJ Speech's
+        metadata.csv, whose names stand for wavs/NAME.wav;
       a lhotse manifest (.jsonl, .jsonl.gz) of recordings or cuts, with files of one channel as their sources.
-    A source named twice gives its clips twice, so that they are drawn twice as often. Raises DataError for a source
-    that gives none, and for a line that names no file.
+    Relative names in a list or manifest count from its folder; where there is no such file, from the working directory,
+    as NVIDIA's programs and lhotse have it. A source named twice gives its clips twice, so that they are drawn twice as
+    often. Raises DataError for a source that gives none, and for a line that names no file.
     """
     found: list[Clip] = []
     for path, named in find_files(sources, AUDIO_SUFFIXES):
@@ -102,11 +103,16 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 def _of_list(path: Path) -> Iterator[Clip]:
     for number, line in _lines(path):
         name = line.split("|", 1)[0].strip()
-        candidates = [path.parent / name, path.parent / "wavs" / f"{name}.wav"]
-        clip = next((c for c in candidates if os.path.isfile(c)), None)
-        if clip is None:
-            raise DataError(f"{path}, line {number}: there is no file {candidates[0]}")
-        yield Clip(clip)
+        yield Clip(_named_file(path, number, name, path.parent / "wavs" / f"{name}.wav"))
+
+
+def _named_file(path: Path, number: int, name: str, *others: Path) -> Path:
+    """The file that line `number` of `path` names; `others` are what the name may stand for too."""
+    candidates = dict.fromkeys((path.parent / name, *others, Path(name)))  # an absolute name is one only
+    for file in candidates:
+        if os.path.isfile(file):
+            return file
+    raise DataError(f"{path}, line {number}: there is no file {' or '.join(map(str, candidates))}")
 
 
 def _of_manifest(path: Path) -> Iterator[Clip]:
@@ -115,7 +121,7 @@ def _of_manifest(path: Path) -> Iterator[Clip]:
             item = json.loads(line)
             recording = item.get("recording", item)
             (source,) = recording["sources"]
-            kind, file = source["type"], Path(source["source"])
+            kind, name = source["type"], os.fspath(source["source"])
             start, duration = float(item.get("start", 0.0)), float(item["duration"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
@@ -126,10 +132,7 @@ def _of_manifest(path: Path) -> Iterator[Clip]:
             raise DataError(f"{path}, line {number}: it must be of the only channel of its recording")
         if kind != "file":
             raise DataError(f"{path}, line {number}: its source must be of type 'file'; got {kind!r}")
-        file = path.parent / file  # which stays as it is where it is absolute
-        if not os.path.isfile(file):
-            raise DataError(f"{path}, line {number}: there is no file {file}")
-        yield Clip(file, start, duration if _is_cut(item) else None)
+        yield Clip(_named_file(path, number, name), start, duration if _is_cut(item) else None)
 
 
 def _is_cut(item: dict[str, Any]) -> bool:

@@ -21,6 +21,31 @@ def test_lists_name_files_relative_to_themselves(speech: Path) -> None:
     assert find_clips([speech / "train.txt"]) == [Clip(speech / "low.flac"), Clip(speech / "more" / "high.wav")]
 
 
+def manifest(name: str) -> str:
+    return json.dumps({"sources": [{"type": "file", "source": name}], "duration": 1.0})
+
+
+@pytest.mark.parametrize("suffix", ["txt", "jsonl"])
+def test_names_count_from_the_list_then_from_the_working_directory(
+    speech: Path, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    line = manifest if suffix == "jsonl" else str
+    source = lists / f"train.{suffix}"
+    source.write_text(line("low.flac") + "\n")
+    monkeypatch.chdir(speech)
+    assert find_clips([source]) == [Clip(Path("low.flac"))]
+    (lists / "low.flac").write_bytes((speech / "more" / "high.wav").read_bytes())
+    assert find_clips([source]) == [Clip(lists / "low.flac")]
+    source.write_text(line("none.wav") + "\n")
+    with pytest.raises(DataError, match=r"line 1: there is no file .*lists.none\.wav or .*none\.wav$"):
+        find_clips([source])
+    source.write_text(line(str(speech / "none.wav")) + "\n")
+    with pytest.raises(DataError, match=r"line 1: there is no file (\S+none\.wav)(?! or \1$)"):
+        find_clips([source])
+
+
 def test_the_layout_of_lj_speech(speech: Path) -> None:
     (speech / "wavs").mkdir()
     (speech / "more" / "high.wav").rename(speech / "wavs" / "LJ001-0001.wav")
