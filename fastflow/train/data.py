@@ -6,7 +6,6 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +88,7 @@ class SegmentDataset:
         self._ends = ((torch.tensor(lengths) - segment) // self.hop_length + 1).cumsum(0)
         self._kept: OrderedDict[Clip, Tensor] = OrderedDict()
         self._kept_bytes = 0
-        self._damaged: set[Path] = set()
+        self._damaged: dict[Path, str] = {}
 
     def batch(self, number: int, size: int, share: tuple[int, int] = (0, 1)) -> tuple[Tensor, Tensor]:
         """Batch `number` of `size` segments: (mel [size, 80, segment/hop + 1], audio [size, segment]), float32.
@@ -127,11 +126,14 @@ class SegmentDataset:
         return f"{self.seconds / 60:.1f} minutes in {len(self.clips)} clips"
 
     def first(self, seconds: float) -> Tensor:
-        """The beginning of the first clip, [T]."""
-        return self._audio(self.clips[0])[: round(seconds * self.sampling_rate)]
+        """The beginning of the first clip that can be read, [T]."""
+        return next(self._readable(self.clips))[: round(seconds * self.sampling_rate)]
 
     def mel_statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation (at least 0.1) of each mel band over the surveyed frames, [n_mels] each."""
+        """Mean and standard deviation (at least 0.1) of each mel band over the surveyed frames, [n_mels] each.
+
+        Raises DataError if none of the surveyed clips can be decoded.
+        """
         frames = torch.cat([self.mel.frames(audio[None])[0] for audio in self._surveyed()], 1)
         return frames.mean(1).float(), frames.std(1).float().clamp(min=0.1)
 
@@ -139,6 +141,7 @@ class SegmentDataset:
         """Root mean square over the surveyed audio of the projections on each row of `basis`, [rows, n] -> [rows].
 
         The audio is cut into stretches of n samples; a row of nothing but silence counts as 1e-4.
+        Raises DataError if none of the surveyed clips can be decoded.
         """
         total, count = torch.zeros(len(basis), dtype=torch.float64), 0
         for audio in self._surveyed():
@@ -149,10 +152,31 @@ class SegmentDataset:
 
     def _surveyed(self) -> Iterator[Tensor]:
         """The audio of every clip, or of evenly spaced ones where all would be too much."""
-        stride = max(1, round(self.seconds / SURVEYED_SECONDS))
-        for clip in self.clips[::stride]:
-            with suppress(AudioError):  # said when it is drawn
-                yield self._audio(clip)
+        return self._readable(self.clips[:: max(1, round(self.seconds / SURVEYED_SECONDS))])
+
+    def _readable(self, clips: list[Clip]) -> Iterator[Tensor]:
+        """The audio of those clips that can be read; DataError where there are none."""
+        found = False
+        for clip in clips:
+            try:
+                audio = self._audio(clip)
+            except AudioError as error:
+                self._leave_out(clip, error)
+                continue
+            found = True
+            yield audio
+        if not found:
+            raise self._nothing_left(len(clips))
+
+    def _leave_out(self, clip: Clip, error: AudioError) -> None:
+        """Warn of a damaged file, once."""
+        if clip.path not in self._damaged:
+            self._damaged[clip.path] = str(error)
+            log.warning("left out: %s", error)
+
+    def _nothing_left(self, tried: int) -> DataError:
+        reasons = "\n  ".join(self._damaged.values())
+        return DataError(f"none of the {tried} clips can be read any more:\n  {reasons}")
 
     def _length(self, clip: Clip) -> int:
         """The samples that a clip has at least, by its file's header; AudioError where it cannot be used."""
@@ -196,11 +220,8 @@ class SegmentDataset:
             try:
                 return self._cut(at, 0 if i else frame)
             except AudioError as error:
-                path = self.clips[at].path
-                if path not in self._damaged:
-                    self._damaged.add(path)
-                    log.warning("left out: %s", error)
-        raise DataError(f"none of the {len(self.clips)} clips can be read any more")
+                self._leave_out(self.clips[at], error)
+        raise self._nothing_left(len(self.clips))
 
     def _cut(self, index: int, frame: int) -> tuple[Tensor, Tensor]:
         """The segment of a clip that begins at mel frame `frame`: (mel [80, segment/hop + 1], audio [segment])."""

@@ -91,7 +91,7 @@ class ImageDataset:
             raise DataError(f"none of the {len(self.skipped)} files can be used:\n  {reasons}")
         self.shape = self._stacks[0].shape
         self._ends = torch.tensor([stack.number for stack in self._stacks]).cumsum(0)
-        self._damaged: set[Path] = set()
+        self._damaged: dict[Path, str] = {}
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -140,9 +140,10 @@ class ImageDataset:
                 return _read(stack, at - int(self._ends[which]) + stack.number) >> (8 - self.n_bits)
             except _Unusable as error:
                 if stack.path not in self._damaged:
-                    self._damaged.add(stack.path)
+                    self._damaged[stack.path] = str(error)
                     log.warning("left out: %s", error)
-        raise DataError(f"none of the {len(self)} images can be read any more")
+        reasons = "\n  ".join(self._damaged.values())
+        raise DataError(f"none of the {len(self)} images can be read any more:\n  {reasons}")
 
 
 class _Unusable(Exception):

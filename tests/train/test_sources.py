@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from fastflow.audio import write_audio
-from fastflow.train import DataError, SegmentDataset, find_clips
+from fastflow.train import DataError, SegmentDataset, find_clips, train
 from fastflow.train.sources import Clip
 
 from .conftest import tone
+from .test_loop import fresh
 
 
 def test_lists_name_files_relative_to_themselves(speech: Path) -> None:
@@ -124,8 +126,34 @@ def test_a_damaged_file_is_said_once_and_the_next_takes_its_place(
     assert "left out: cannot read" in record.getMessage() and "a.wav: it is truncated" in record.getMessage()
     (tmp_path / "b.wav").unlink()
     data._kept.clear()
-    with pytest.raises(DataError, match=r"none of the 2 clips can be read any more"):
+    with pytest.raises(DataError, match=r"(?s)none of the 2 clips can be read any more:.*a\.wav: .*b\.wav"):
         data.batch(1, 2)
+
+
+def test_where_all_clips_turn_out_damaged_the_reasons_are_said(
+    speech: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = SegmentDataset([speech], segment=2048)
+    good = (speech / "low.flac").read_bytes()
+    for clip in data.clips:
+        clip.path.write_bytes(clip.path.read_bytes()[:5000])
+    said = r"(?s)none of the 2 clips can be read any more:.*low\.flac: .*high\.wav: it is truncated"
+    uses: list[Callable[[], object]] = [
+        data.mel_statistics,
+        lambda: data.deviation(torch.eye(8)),
+        lambda: data.first(1.0),
+        lambda: data.batch(0, 2),
+        lambda: train(fresh(), data, tmp_path / "m.safetensors", steps=1),
+    ]
+    for use in uses:
+        with pytest.raises(DataError, match=said):
+            use()
+    assert len(caplog.records) == 2
+
+    (speech / "low.flac").write_bytes(good)
+    other = SegmentDataset([speech / "low.flac"], segment=2048)
+    torch.testing.assert_close(data.mel_statistics(), other.mel_statistics())
+    assert data.first(0.1).equal(other.first(0.1))
 
 
 def test_a_cut_up_to_the_end_fits_whatever_the_rates(tmp_path: Path) -> None:
