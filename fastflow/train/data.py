@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from fastflow.audio import AudioError, MelSpectrogram, audio_length, read_audio
 
 from .seeds import mix
-from .sources import Clip, DataError, find_clips
+from .sources import Clip, DataError, find_clips, fingerprint
 
 log = logging.getLogger("fastflow")
 
@@ -84,6 +84,9 @@ class SegmentDataset:
             reasons = "\n  ".join(reason for _, reason in self.skipped)
             raise DataError(f"none of the {len(self.skipped)} audio files can be used:\n  {reasons}")
         self.seconds = sum(lengths) / self.sampling_rate
+        # names without their folders, so that data may be moved
+        mark = fingerprint((c.path.name, c.start, n) for c, n in zip(self.clips, lengths, strict=True))
+        self._data = f"{len(self.clips)} clips of {sum(lengths)} samples ({mark})"
         # A clip of n whole hops has n - segment/hop + 1 frame-aligned starts.
         self._ends = ((torch.tensor(lengths) - segment) // self.hop_length + 1).cumsum(0)
         self._kept: OrderedDict[Clip, Tensor] = OrderedDict()
@@ -110,7 +113,7 @@ class SegmentDataset:
 
     def options(self) -> dict[str, Any]:
         """What a resumed run should have in common with its beginning."""
-        return {"segment": self.segment, "seed": self.seed, "dither": self.dither}
+        return {"segment": self.segment, "seed": self.seed, "dither": self.dither, "data": self._data}
 
     def facts(self) -> dict[str, Any]:
         """What a run's facts say of its data."""

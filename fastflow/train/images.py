@@ -16,7 +16,7 @@ from torch import Tensor
 from fastflow.models import dequantize
 
 from .seeds import mix
-from .sources import DataError, find_files
+from .sources import DataError, find_files, fingerprint
 
 log = logging.getLogger("fastflow")
 
@@ -114,7 +114,8 @@ class ImageDataset:
 
     def options(self) -> dict[str, Any]:
         """What a resumed run should have in common with its beginning."""
-        return {"n_bits": self.n_bits, "seed": self.seed}
+        mark = fingerprint((stack.path.name, stack.number, stack.shape) for stack in self._stacks)
+        return {"n_bits": self.n_bits, "seed": self.seed, "data": f"{len(self)} images ({mark})"}
 
     def facts(self) -> dict[str, Any]:
         """What a run's facts say of its data."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import gzip
+import hashlib
 import json
 import os
 import zlib
@@ -81,6 +82,12 @@ def find_files(sources: Iterable[str | os.PathLike[str]], suffixes: tuple[str, .
     if not found:
         raise DataError("`sources` must name at least one file, directory or pattern; got none")
     return found
+
+
+def fingerprint(items: Iterable[tuple[object, ...]]) -> str:
+    """A short text that differs where the items do, or their order: by it a resumed run knows other data."""
+    lines = "\n".join(json.dumps(list(map(str, item))) for item in items)
+    return hashlib.sha256(lines.encode()).hexdigest()[:12]
 
 
 def find_audio(sources: Iterable[str | os.PathLike[str]]) -> list[Path]:

@@ -255,6 +255,15 @@ def test_models_and_data_that_do_not_fit(array: Path, speech: Path, tmp_path: Pa
             train(model, data, tmp_path / "m.safetensors", steps=10**6, batch_size=2, **settings)  # type: ignore[arg-type]
 
 
+def test_other_images_are_noticed_by_a_resumed_run(tmp_path: Path) -> None:
+    said = []
+    for name, number in (("a", 2), ("a", 2), ("a", 3), ("b", 3)):
+        np.save(tmp_path / f"{name}.npy", pictures(number, 4, 4))
+        said.append(ImageDataset([tmp_path / f"{name}.npy"]).options()["data"])
+    assert said[0] == said[1] and len(set(said)) == 3
+    assert said[0].startswith("2 images (")
+
+
 def test_arrays_are_not_held_open(tmp_path: Path) -> None:
     for number in range(8):
         np.save(tmp_path / f"{number}.npy", pictures(2, 4, 4))

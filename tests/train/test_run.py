@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,11 +18,12 @@ import torch
 from click.testing import CliRunner
 
 import fastflow
-from fastflow.audio import MelSpectrogram, front_end, read_audio
+from fastflow.audio import MelSpectrogram, front_end, read_audio, write_audio
 from fastflow.cli.main import main
 from fastflow.models import FloWaveNet, SqueezeWave, Vocoder
 from fastflow.train import DataError, SegmentDataset, TrainingError, train
 from fastflow.train.objective import VocoderObjective
+from fastflow.train.state import state_path
 from fastflow.train.world import World
 
 from .test_loop import Disturbed, disturbed, fresh, same
@@ -156,6 +158,35 @@ def test_gone_back_to_an_earlier_save_the_later_ones_go(dataset: SegmentDataset,
     ]
 
 
+def test_other_data_are_noticed_and_moved_ones_are_the_same(
+    speech: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = tmp_path / "m.safetensors"
+
+    def go_on(folder: Path, steps: int) -> list[str]:
+        caplog.clear()
+        data = SegmentDataset([folder], segment=2048)
+        facts = train(fresh(), data, output, steps=steps, batch_size=2, resume=steps > 1)
+        assert facts["progress"]["step"] == steps
+        return [record.getMessage() for record in caplog.records]
+
+    assert go_on(speech, 1) == []
+    moved = speech.rename(tmp_path / "moved")
+    assert go_on(moved, 2) == []
+    (moved / "low.flac").rename(moved / "z.flac")
+    (said,) = go_on(moved, 3)
+    clips = r"data 2 clips of 33075 samples \(\w{12}\)"
+    assert re.search(rf"other settings: {clips} is now {clips.removeprefix('data ')}$", said)
+    write_audio(moved / "more.wav", torch.zeros(11000), 22050)
+    (said,) = go_on(moved, 4)
+    assert re.search(rf"other settings: {clips} is now 3 clips of 44075 samples", said)
+
+    state = torch.load(state_path(output), weights_only=True)
+    del state["settings"]["data"]  # as runs of earlier versions have left it
+    torch.save(state, state_path(output))
+    go_on(moved, 5)
+
+
 def test_weights_that_are_worth_keeping_are_kept(dataset: SegmentDataset, tmp_path: Path) -> None:
     model = fresh()
     before = model.upsample.weight.detach().clone()
@@ -262,8 +293,6 @@ def test_a_batch_that_the_processes_cannot_share(
 
 
 def test_too_short_for_the_front_end(tmp_path: Path, speech: Path) -> None:
-    from fastflow.audio import write_audio
-
     write_audio(tmp_path / "short.wav", torch.zeros(400), 22050)
     with pytest.raises(DataError, match=r"400 samples, shorter than a segment of 513"):
         SegmentDataset([tmp_path / "short.wav"], segment=256)
