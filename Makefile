@@ -5,12 +5,12 @@
 #   ONLY     make bench ONLY="wn and float32" runs the benchmarks whose names match, in pytest's spelling
 #   IN       make demo IN=speech.wav resynthesises this file instead of the clip that ships with the project
 #   SPEECH   make model SPEECH="clips more": recordings to train on too, drawn four times as often as the synthetic speech
-#   MINUTES  make model MINUTES=58: how long to train
+#   STEPS    make model STEPS="100 10 10": how long its three stages of training are
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
-MINUTES ?= 58
+STEPS ?= 10180 3002 4916
 
 BIN := $(VENV)/bin
 OLDEST := $(VENV)/oldest
@@ -76,16 +76,22 @@ DATA := $(MODEL)/corpus/train $(foreach n,1 2 3 4,$(SPEECH))
 $(MODEL)/corpus/corpus.json: $(VENV)/.ready scripts/make_corpus.py scripts/corpus.txt
 	$(BIN)/python scripts/make_corpus.py $(MODEL)/corpus --overwrite
 
-$(MODEL)/float32/waveglow-small.safetensors: $(MODEL)/corpus/corpus.json
-	mkdir -p $(@D)
-	$(BIN)/fastflow train $(DATA) -o $@ --minutes $(MINUTES) --precision bfloat16 --overwrite
+$(MODEL)/stage1.safetensors: $(MODEL)/corpus/corpus.json
+	$(BIN)/fastflow train $(DATA) -o $@ --steps $(word 1,$(STEPS)) --precision bfloat16 --overwrite
 
-$(MODEL)/waveglow-small.safetensors: $(MODEL)/float32/waveglow-small.safetensors
+$(MODEL)/stage2.safetensors: $(MODEL)/stage1.safetensors
+	$(BIN)/fastflow train $(DATA) -o $@ --steps $(word 2,$(STEPS)) --from-checkpoint $< --lr 7e-4 --seed 1 --overwrite
+
+$(MODEL)/stage3.safetensors: $(MODEL)/stage2.safetensors
+	$(BIN)/fastflow train $(DATA) -o $@ --steps $(word 3,$(STEPS)) --from-checkpoint $< --lr 7e-4 --seed 2 --overwrite
+
+$(MODEL)/waveglow-small.safetensors: $(MODEL)/stage3.safetensors
 	$(BIN)/fastflow convert $< $@ --dtype float16 --overwrite
 	cp $(<:.safetensors=.json) $(@:.safetensors=.json)
 
 $(MODEL)/waveglow-small.md: $(MODEL)/waveglow-small.safetensors scripts/model_card.py
 	$(BIN)/python scripts/model_card.py $< --corpus $(MODEL)/corpus/corpus.json --card $@ \
+		--earlier $(MODEL)/stage1.json --earlier $(MODEL)/stage2.json \
 		--set "held-out espeak-ng voices=$(MODEL)/corpus/heldout" $(foreach source,$(DATA),--train-data $(source))
 
 # The stamps below let set-up run once: again only where what it was made from has changed.

@@ -2,13 +2,13 @@
 
     python scripts/model_card.py MODEL.safetensors --set "held-out espeak-ng voices=corpus/heldout" \\
         --set "LJ Speech=clips" [--train-data corpus/train ...] [--corpus corpus/corpus.json] [--jobs 2] \\
-        [--card fastflow/assets/waveglow-small.md]
+        [--earlier STAGE.json ...] [--card fastflow/assets/waveglow-small.md]
 
 Each clip's mel spectrogram is turned back into audio by the model, as it is and refined to that mel, by Griffin-Lim, by
 refining plain noise, and by the same architecture before training; the table holds the means over each set. Training
 begins at weights made from its data: given that data (--train-data, as `fastflow train` got it), the last column
-measures those, and random initial weights otherwise. The facts of the training run come from MODEL.json, which
-`fastflow train` writes beside the model.
+measures those, and random initial weights otherwise. The facts of the training come from MODEL.json, which `fastflow
+train` writes beside the model, and where that run began with another one's weights (--from-checkpoint), from --earlier.
 """
 
 from __future__ import annotations
@@ -56,6 +56,9 @@ def main() -> None:
     parser.add_argument("--set", dest="sets", action="append", required=True, metavar="NAME=PATH")
     parser.add_argument("--train-data", action="append", default=[], metavar="PATH", help="a source of the training")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes, of one thread each; default: 1")
+    parser.add_argument(
+        "--earlier", type=Path, action="append", default=[], metavar="JSON", help="facts of a stage before MODEL's"
+    )
     parser.add_argument("--corpus", type=Path, help="corpus.json of make_corpus.py, for the description of the data")
     parser.add_argument("--note", action="append", default=[], help="a sentence to add to the card")
     parser.add_argument("--card", type=Path, default=CARD, help=f"file to write; default: {CARD.name} in the package")
@@ -66,10 +69,13 @@ def main() -> None:
     if arguments.jobs < 1:
         parser.error(f"--jobs must be at least 1; got {arguments.jobs}")
     try:
-        facts = json.loads(arguments.model.with_suffix(".json").read_text(encoding="utf-8"))
+        files = [*arguments.earlier, arguments.model.with_suffix(".json")]
+        stages = [json.loads(file.read_text(encoding="utf-8")) for file in files]
         corpus = json.loads(arguments.corpus.read_text(encoding="utf-8")) if arguments.corpus else None
         start = (
-            before_training(facts, arguments.train_data) if arguments.train_data else untrained(facts["config"], SEED)
+            before_training(stages[0], arguments.train_data)
+            if arguments.train_data
+            else untrained(stages[0]["config"], SEED)
         )
         last_column = BEFORE if arguments.train_data else RANDOM
         results = measure_sets(arguments.model, start, last_column, sets, arguments.jobs)
@@ -77,7 +83,7 @@ def main() -> None:
         sys.exit(f"model_card: {error}")
     except OSError as error:
         sys.exit(f"model_card: {error.filename}: {error.strerror or error}")
-    arguments.card.write_text(card(facts, corpus, results, arguments.model, arguments.note), encoding="utf-8")
+    arguments.card.write_text(card(stages, corpus, results, arguments.model, arguments.note), encoding="utf-8")
     print("\n\n".join(f"{name}\n\n{table(*result)}" for name, result in results.items()))
     print(f"\nwritten: {arguments.card}")
 
@@ -196,28 +202,26 @@ def table(means: Means, clips: int) -> str:
 
 
 def card(
-    facts: dict[str, Any],
+    stages: list[dict[str, Any]],
     corpus: dict[str, Any] | None,
     results: dict[str, tuple[Means, int]],
     path: Path,
     notes: list[str],
 ) -> str:
     """The whole model card, markdown."""
-    config, settings, progress = facts["config"], facts["settings"], facts["progress"]
-    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    facts = stages[-1]
+    config = facts["config"]
     sizes = ", ".join(f"{key} {value}" for key, value in (config | config["WN_config"]).items() if key != "WN_config")
-    hours = progress["samples"] / 22050 / 3600
     data = facts["data"]
+    seed = stages[0]["settings"]["seed"]
     last_column = {
-        BEFORE: f"Before training: the weights that training began with, made from its data (seed {settings['seed']}).",
+        BEFORE: f"Before training: the weights that training began with, made from its data (seed {seed}).",
         RANDOM: f"The untrained model is the same architecture with random weights (seed {SEED}), not those that "
         "training began with.",
     }
     described = next(
         text for method, text in last_column.items() if all(method in means for means, _ in results.values())
     )
-    precision = settings["precision"]
-    products = "" if precision == "float32" else f", {precision} products"
     lines = [
         f"# {path.stem}",
         "",
@@ -235,12 +239,7 @@ def card(
         f"- Data: {data['minutes']} minutes from {data['files']} files ({', '.join(data['sources'])}), files that were "
         "named several times counted several times.",
         *corpus_lines(corpus),
-        f"- Steps: {progress['step']:,} of {settings['batch_size']} segments of {settings['segment']} samples "
-        f"({hours:.1f} hours of audio drawn), Adam, peak learning rate {settings['lr']:g}, averaged weights.",
-        f"- Time: {progress['seconds'] / 60:.0f} minutes of training on {facts['device']}, {facts['threads']} thread(s)"
-        f"{products}.",
-        f"- Final loss, smoothed: {progress['loss']:.3f}; skipped steps (not finite): {progress['skipped_steps']}.",
-        f"- Versions: {versions}.",
+        *(f"- {stage_line(stage)}" for stage in stages),
         *(f"- {note}" for note in notes),
         "",
         "## Quality",
@@ -254,6 +253,22 @@ def card(
     for name, result in results.items():
         lines += ["", f"### {name}", "", table(*result)]
     return "\n".join(lines) + "\n"
+
+
+def stage_line(facts: dict[str, Any]) -> str:
+    """One run of `fastflow train`; each but the first begins with the weights of the one before."""
+    settings, progress = facts["settings"], facts["progress"]
+    hours = progress["samples"] / 22050 / 3600
+    precision = settings["precision"]
+    products = "" if precision == "float32" else f", {precision} products"
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    return (
+        f"{progress['step']:,} steps of {settings['batch_size']} segments of {settings['segment']} samples "
+        f"({hours:.1f} hours of audio drawn), Adam, peak learning rate {settings['lr']:g}, averaged weights, seed "
+        f"{settings['seed']}: {progress['seconds'] / 60:.0f} minutes on {facts['device']}, {facts['threads']} "
+        f"thread(s){products}. Final loss, smoothed: {progress['loss']:.3f}; skipped steps: "
+        f"{progress['skipped_steps']}. {versions}."
+    )
 
 
 def corpus_lines(corpus: dict[str, Any] | None) -> list[str]:

@@ -22,6 +22,7 @@ from fastflow.train import SegmentDataset
 Run = Callable[..., object]
 MakeWav = Callable[..., Path]
 SCRIPTS = Path(fastflow.__file__).parents[1] / "scripts"
+KEYS = ("log_mel_distance", "mel_cepstral_distortion", "stoi", "pesq", "f0_rmse_cents", "voicing_error")
 TINY = {"n_flows": 2, "n_group": 8, "n_early_size": 2, "WN_config": {"n_layers": 1, "n_channels": 8, "kernel_size": 3}}
 
 
@@ -111,6 +112,30 @@ def test_the_card_says_what_its_last_column_is(
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert two.read_text() == cards["before"]
+
+
+def test_a_model_trained_in_stages(
+    model_card: ModuleType,
+    trained: tuple[Path, dict[str, Tensor]],
+    run: Run,
+    clips: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path, card = tmp_path / "second.safetensors", tmp_path / "card.md"
+    run("train", str(clips), "-o", str(path), "--from-checkpoint", str(trained[0]), "--steps", "2", "--batch-size", "3",
+        "--segment", "2048", "--seed", "6")  # fmt: skip
+    arguments = [str(path), "--set", f"tones={clips}", "--train-data", str(clips), "--card", str(card)]
+    earlier = ["--earlier", str(trained[0].with_suffix(".json"))]
+    monkeypatch.setattr(sys, "argv", ["model_card.py", *arguments, *earlier])
+    monkeypatch.setattr(
+        model_card, "measure_sets", lambda *_: {"tones": ({"before training": dict.fromkeys(KEYS, 0.0)}, 2)}
+    )
+    model_card.main()
+    lines = [line for line in card.read_text().splitlines() if " steps of " in line]
+    assert [line.split(",")[0].split(" segments")[0] for line in lines] == ["- 1 steps of 1", "- 2 steps of 3"]
+    assert "seed 5: " in lines[0] and "seed 6: " in lines[1]
+    assert "the weights that training began with, made from its data (seed 5)." in card.read_text()
 
 
 def test_jobs_must_be_some(
