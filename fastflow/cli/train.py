@@ -219,6 +219,7 @@ def train(
 
     import torch
 
+    from fastflow.files import remove_leftovers
     from fastflow.models import ImageFlow
     from fastflow.nn.backprop import ReconstructionError
     from fastflow.train import DataError, TrainingError
@@ -244,6 +245,7 @@ def train(
                 options.warn(f"skipped: {reason}")
             millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
             click.echo(f"{millions:.2f} million parameters, {dataset.summary()}", err=True)
+            remove_leftovers(output)
         try:
             facts = run(
                 model.to(own),
