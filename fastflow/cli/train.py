@@ -53,7 +53,12 @@ def _read_config(context: click.Context, _option: click.Parameter, text: str | N
         return {}
     values = _parse(text)
     own: dict[str, Any] = {name: values.pop(name) for name in ("model", "data", "output") if name in values}
-    known = {p.name for p in context.command.params if isinstance(p, click.Option)} - {"config", "output", "help"}
+    known = {p.name for p in context.command.params if isinstance(p, click.Option)} - {
+        "config",
+        "more_data",
+        "output",
+        "help",
+    }
     unknown = sorted(str(name) for name in values.keys() - known)
     keys = ", ".join(sorted({"model", "data", "output", *known}))
     options.require(not unknown, f"--config: unknown {', '.join(unknown)}; the keys are {keys}")
@@ -94,6 +99,9 @@ def _refuse_others(name: str) -> None:
 
 @click.command()
 @click.argument("data", metavar="[DATA...]", nargs=-1, type=options.TEXT)
+@click.option(
+    "--data", "more_data", metavar="PATH", type=options.TEXT, multiple=True, help="The same as DATA; may be repeated."
+)
 @click.option("-o", "--output", metavar="OUT.safetensors", type=click.Path(path_type=Path))
 @click.option(
     "--config",
@@ -160,6 +168,7 @@ def _refuse_others(name: str) -> None:
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 def train(
     data: tuple[str, ...],
+    more_data: tuple[str, ...],
     output: Path | None,
     config: dict[str, Any],
     steps: int | None,
@@ -202,8 +211,8 @@ def train(
     `torchrun --nproc-per-node N -m fastflow train ...` trains in N processes, on as many GPUs with --device cuda;
     with --parallel fsdp each of them holds an Nth of a large model.
     """
-    data, output = data or _listed(config.get("data", ())), output or _path(config.get("output"))
-    options.require(bool(data), "give DATA, as arguments or in --config")
+    data, output = data + more_data or _listed(config.get("data", ())), output or _path(config.get("output"))
+    options.require(bool(data), "give DATA, as arguments, by --data or in --config")
     if output is None:
         raise options.UsageError("give -o OUT.safetensors, or `output` in --config")
     if _given("steps") != _given("minutes"):  # one of them replaces whichever the configuration has

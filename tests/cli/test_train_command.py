@@ -102,9 +102,25 @@ def test_the_command_line_goes_before_the_config(run: Run, data: Path, tmp_path:
     assert f"{out}: 1 steps" in result.stdout
 
 
+def test_data_may_be_an_option(run: Run, data: Path, make_wav: MakeWav, tmp_path: Path) -> None:
+    make_wav(tmp_path / "c.wav", 7000)
+    config = json.dumps({"data": [str(tmp_path / "none")]})
+    for arguments, files in (
+        (["--data", data], 2),
+        (["--data", data / "a.wav", "--data", tmp_path / "c.wav"], 2),
+        ([data, "--data", tmp_path / "c.wav", "--config", config], 3),
+        (["--data", tmp_path / "c.wav", "--config", config], 1),
+    ):
+        out = tmp_path / "model.safetensors"
+        result = run("train", *arguments, "-o", out, "--steps", 1, "--overwrite", *TINY)
+        assert result.exit_code == 0, result.output
+        assert json.loads(out.with_suffix(".json").read_text())["data"]["files"] == files
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--config", '{"more_data": "x"}'], "--config: unknown more_data; the keys are backprop, "),
         (["--config", '{"steps": true}'], "--config: `steps` must be a whole number; got True"),
         (["--config", '{"batch_size": 1.9}'], "--config: `batch_size` must be a whole number; got 1.9"),
         (["--config", '{"lr": [1]}'], "--config: `lr` must be a number; got [1]"),
