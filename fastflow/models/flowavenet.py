@@ -19,6 +19,7 @@ from fastflow.nn import ActNorm, Conv1d
 from fastflow.nn.backprop import Step
 from fastflow.nn.conv import NormedConv, remove_weight_norm
 from fastflow.nn.packing import PackingModule
+from fastflow.nn.shapes import exchange_halves
 from fastflow.nn.wn import GatedStack, Weights
 from fastflow.ops import checks
 from fastflow.ops.flow_step.api import flow_step
@@ -40,11 +41,6 @@ def squeeze(x: Tensor, times: int = 1) -> Tensor:
 def unsqueeze(x: Tensor) -> Tensor:
     """Undo one `squeeze`: [B, 2 * C, T] -> [B, C, 2 * T]."""
     return x.reshape(x.shape[0], x.shape[1] // 2, 2, x.shape[2]).transpose(2, 3).flatten(2)
-
-
-def exchange_halves(x: Tensor) -> Tensor:
-    """Return `x` with the two halves of its channels in each other's place: the published `change_order`."""
-    return torch.cat(x.chunk(2, 1)[::-1], 1)
 
 
 class UpsampleConv(NormedConv):

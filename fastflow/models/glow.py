@@ -42,9 +42,11 @@ class Glow(ImageFlow):
         plu: 1x1 weights are learned as products of triangular matrices, else as they are.
         learned_prior: what leaves is normal with a mean and a standard deviation computed from what stays; else with 0
             and 1.
+        backprop: "autograd", "recompute" or "invert": what a training step keeps in memory; see
+            `fastflow.nn.backprop.FlowModel`.
 
     Raises:
-        ValueError: a size is less than 1, or `form` is unknown.
+        ValueError: a size is less than 1, or `form` or `backprop` is unknown.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Glow(ImageFlow):
         form: str = "sigmoid",
         plu: bool = True,
         learned_prior: bool = True,
+        backprop: str = "autograd",
     ) -> None:
         sizes = {
             "in_channels": in_channels,
@@ -78,4 +81,4 @@ class Glow(ImageFlow):
             levels.append(FlowSequential(*flows))
             channels //= 2
         config = {**sizes, "form": form, "plu": plu, "learned_prior": learned_prior}
-        super().__init__(in_channels, levels, config)
+        super().__init__(in_channels, levels, config, backprop=backprop)

@@ -5,15 +5,24 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from fastflow.files import write_whole
-from fastflow.nn import AffineCoupling, FlowSequential, Squeeze2d, ZeroConv2d
+from fastflow.nn import (
+    AffineCoupling,
+    CheckerboardCoupling,
+    FlowSequential,
+    InvertibleConv1x1,
+    Squeeze2d,
+    ZeroConv2d,
+)
+from fastflow.nn.backprop import FlowModel, Step
+from fastflow.nn.shapes import exchange_halves, zero_log_det
 from fastflow.ops import checks
 
 Model = TypeVar("Model", bound="ImageFlow")
@@ -42,20 +51,36 @@ class SplitPrior(nn.Module):
         return y, log_det
 
 
-class ImageFlow(nn.Module):
+class ImageFlow(FlowModel):
     """A normalizing flow over images, in scales as in RealNVP and Glow.
 
     After the flows of each level but the last, the second half of the channels leaves. Whatever leaves is standard
     normal under the model: a learned prior is one more flow.
 
+    `backprop` says what a training step keeps in memory. All of the model is a part of its chain: squeezes, actnorm and
+    its start from the first batch, 1x1 convolutions, couplings, learned priors. What comes before, `dequantize`, draws
+    noise that no gradient flows to.
+
     Args:
         in_channels: C of the images.
         levels: the flows of each level, called as `flow(x, reverse=...)`, in the direction from images to noise.
         config: keyword arguments that make the same model again.
+        backprop: "autograd", "recompute" or "invert"; see `fastflow.nn.backprop.FlowModel`.
+
+    Raises:
+        ValueError: `backprop` is none of these.
     """
 
-    def __init__(self, in_channels: int, levels: Sequence[FlowSequential], config: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        levels: Sequence[FlowSequential],
+        config: dict[str, Any],
+        *,
+        backprop: str = "autograd",
+    ) -> None:
         super().__init__()
+        self.backprop = backprop
         self.in_channels = in_channels
         self._squeezes = [sum(isinstance(flow, Squeeze2d) for flow in level) for level in levels]
         self.levels = nn.ModuleList(levels)
@@ -99,17 +124,28 @@ class ImageFlow(nn.Module):
         checks.check_floating("x", x)
         checks.check_shape("x", x, "[B, C, H, W]", (None, self.in_channels, None, None))
         checks.check_like("x", x, "model.parameters()", self._a_parameter())
-        self.z_shapes(*x.shape[2:])  # refuses what the squeezes cannot halve
-        zs: list[Tensor] = []
-        terms: list[Tensor] = []
+        shapes = self.z_shapes(*x.shape[2:])  # refuses what the squeezes cannot halve
+        zs, log_dets = self.run_steps(self._steps([channels for channels, _, _ in shapes[:-1]]), x, [])
+        return zs, torch.stack([*log_dets, *map(_log_normal, zs)]).sum(0)
+
+    def _steps(self, leaving: Sequence[int]) -> list[Step]:
+        """Return the flows as a chain of steps, given how many channels leave after each level but the last."""
+        steps: list[Step] = []
         for i, level in enumerate(self.levels):
-            x, log_det = level(x)
-            terms.append(log_det)
-            if i + 1 < len(self.levels):
-                x, z = x.chunk(2, 1)
-                zs.append(z)
-        zs.append(x)
-        return zs, torch.stack([*terms, *map(_log_normal, zs)]).sum(0)
+            modules: list[nn.Module] = []  # of the next step
+            own: list[Step] = []
+            for k, flow in enumerate(cast(FlowSequential, level)):
+                for module in _modules_of(flow):
+                    modules.append(module)
+                    if isinstance(module, (AffineCoupling, CheckerboardCoupling, SplitPrior)):
+                        own.append(_ImageStep(f"flow {k} of level {i}", modules))
+                        modules = []
+            if modules or not own:
+                own.append(_ImageStep(f"the end of level {i}", modules))
+            if i < len(leaving):
+                own[-1].leaving = leaving[i]
+            steps += own
+        return steps
 
     def inverse(self, zs: Sequence[Tensor]) -> Tensor:
         """From noise to images: the inverse of `forward`.
@@ -258,6 +294,73 @@ class ImageFlow(nn.Module):
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"`path` must hold tensors that fit their configuration; got {error}") from error
         return model.eval()
+
+
+def _modules_of(flow: nn.Module) -> Iterator[nn.Module]:
+    """Yield the modules of a flow in their order; a `FlowSequential` has those of its own."""
+    if isinstance(flow, FlowSequential):
+        for part in flow:
+            yield from _modules_of(part)
+    else:
+        yield flow
+
+
+class _ImageStep(Step):
+    """Flows without a network, then the one with a network, if there is one; then half of the channels may leave.
+
+    Args:
+        name: what an error calls the step.
+        modules: in their order; the last is a coupling or a learned prior, or none of them is.
+    """
+
+    conds = ()
+
+    def __init__(self, name: str, modules: Sequence[nn.Module]) -> None:
+        self.name, self.parts = name, modules
+        last = modules[-1] if modules else None
+        self.backwards = isinstance(last, SplitPrior)  # a coupling's forward is this step's inverse
+        last = last.coupling if isinstance(last, SplitPrior) else last
+        self.coupling = last if isinstance(last, (AffineCoupling, CheckerboardCoupling)) else None
+        self.plain = modules if self.coupling is None else modules[:-1]
+
+    def enter(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        total = None
+        for flow in self.plain:
+            x, log_det = flow(x)
+            total = log_det if total is None else total + log_det
+        return x, total
+
+    def kept(self, z: Tensor) -> Tensor:
+        return z[:, :0] if self.coupling is None else self.coupling.kept(z)
+
+    def network(self, kept: Tensor, *conds: Tensor) -> Tensor:
+        out: Tensor = kept if self.coupling is None else self.coupling.net(kept)
+        return out
+
+    def leave(self, z: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        if self.coupling is None:
+            y, log_det = z, zero_log_det(z)
+        else:
+            y, log_det = self.coupling.couple(z, hidden, reverse=self.backwards)
+        return self._exchanged(y), log_det
+
+    def _exchanged(self, y: Tensor) -> Tensor:
+        """Return y, and where channels leave its second half first."""
+        return exchange_halves(y) if self.leaving else y
+
+    def kept_of(self, y: Tensor) -> Tensor:
+        return self.kept(self._exchanged(y))
+
+    def inverse(self, y: Tensor, hidden: Tensor) -> Tensor:
+        x = self._exchanged(y)
+        if self.coupling is not None:
+            x, _ = self.coupling.couple(x, hidden, reverse=not self.backwards)
+        for flow in reversed(self.plain):
+            if isinstance(flow, InvertibleConv1x1):
+                x = flow.infer(x, name=f"the 1x1 weight of {self.name}")
+            else:
+                x, _ = flow(x, reverse=True)
+        return x
 
 
 def dequantize(

@@ -52,13 +52,21 @@ class RealNVP(ImageFlow):
         n_levels: height and width are multiples of 2**(n_levels - 1).
         hidden_channels: of the coupling networks.
         additive: NICE's couplings, which only shift; the scales of actnorm take the place of NICE's diagonal scaling.
+        backprop: "autograd", "recompute" or "invert": what a training step keeps in memory; see
+            `fastflow.nn.backprop.FlowModel`.
 
     Raises:
-        ValueError: a size is less than 1.
+        ValueError: a size is less than 1, or `backprop` is unknown.
     """
 
     def __init__(
-        self, in_channels: int = 3, n_levels: int = 3, hidden_channels: int = 64, *, additive: bool = False
+        self,
+        in_channels: int = 3,
+        n_levels: int = 3,
+        hidden_channels: int = 64,
+        *,
+        additive: bool = False,
+        backprop: str = "autograd",
     ) -> None:
         sizes = {"in_channels": in_channels, "n_levels": n_levels, "hidden_channels": hidden_channels}
         check_sizes(**sizes)
@@ -74,4 +82,4 @@ class RealNVP(ImageFlow):
         levels.append(
             FlowSequential(*realnvp_steps(4, channels, hidden_channels, checkerboard=True, additive=additive))
         )
-        super().__init__(in_channels, levels, {**sizes, "additive": additive})
+        super().__init__(in_channels, levels, {**sizes, "additive": additive}, backprop=backprop)

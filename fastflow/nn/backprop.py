@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import get_device_states, set_device_states
 
 from fastflow.nn import packing
+from fastflow.nn.shapes import as_steps
 from fastflow.ops.checks import autocast_is_on
 from fastflow.ops.wn.api import running_once
 
 BACKPROPS = ("autograd", "recompute", "invert")
 RTOL, ATOL = 1e-4, 1e-5  # what an inverted step's input may differ by: the bounds of a float32 operation
-SAMPLED = 32  # steps of time of each input that are kept to compare with
+SAMPLED = 32  # steps of each input, over batch and time, that are kept to compare with
 
 
 class ReconstructionError(RuntimeError):
@@ -32,6 +33,8 @@ class ReconstructionError(RuntimeError):
 
 class Step:
     """One step of a flow, x [B, C, T] -> y [B, C', T'], in three parts: `enter`, `network`, `leave`.
+
+    For images, [B, C, H, W] -> [B, C', H', W'].
 
     The network, which takes nearly all of the time and the memory, sees only a part of z, `kept`, that `leave` does not
     change or changes in a way that needs no network to undo. All three are functions of their arguments and of what
@@ -116,7 +119,7 @@ class FlowModel(nn.Module):
         self._backprop = value
 
     def run_steps(self, steps: Sequence[Step], x: Tensor, conds: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Run a chain on x [B, C, T], by the way that `backprop` names.
+        """Run a chain on x [B, C, T] or [B, C, H, W], by the way that `backprop` names.
 
         Returns:
             The channels that leave, one tensor for each step that has some, and what the last step returns; and the
@@ -388,9 +391,13 @@ def _grads(
 
 
 def _sample(x: Tensor) -> Tensor:
-    """Return a few of the values of x [B, C, T], evenly spread over time, and behind them the rms of all."""
-    wide = x if x.dtype == torch.float64 else x.float()
-    some = wide[:, :, :: max(1, x.shape[2] // SAMPLED)]
+    """Return a few steps of x [B, C, T] or [B, C, H, W], spread over batch and time, and behind them the rms of all."""
+    wide = as_steps(x if x.dtype == torch.float64 else x.float())
+    count = wide.shape[0] * wide.shape[2]
+    # multiples of the golden ratio fill a range at uneven distances; equal ones can follow a diagonal or rim of images
+    turns = 0.6180339887498949 * torch.arange(min(SAMPLED, count), device=x.device, dtype=torch.float64)
+    places = (turns % 1 * count).long()
+    some = wide[places // wide.shape[2], :, places % wide.shape[2]]
     return torch.cat((some.flatten(), wide.square().mean().sqrt()[None]))
 
 

@@ -35,14 +35,33 @@ class CheckerboardCoupling(nn.Module):
         Raises:
             ValueError: `x` has another number of dimensions, or the network's output does not fit.
         """
+        return self.couple(x, self.net(self.kept(x)), reverse=reverse)
+
+    def kept(self, x: Tensor) -> Tensor:
+        """Return the pixels that pass, of `x` or of y, with zeros at the others: [B, C, H, W].
+
+        Raises:
+            ValueError: `x` has another number of dimensions.
+        """
         if x.dim() != 4:
             raise ValueError(f"`x` must be [B, C, H, W]; got {list(x.shape)}")
-        rows, columns = (torch.arange(size, device=x.device) for size in x.shape[2:])
-        moves = (rows[:, None] + columns) % 2 == (0 if self.transform_first else 1)
-        kept = x.masked_fill(moves, 0)
-        shift, log_scale = shift_and_log_scale(self.net(kept), x, self.form)
+        return x.masked_fill(self._moves(x), 0)
+
+    def couple(self, x: Tensor, out: Tensor, *, reverse: bool = False) -> tuple[Tensor, Tensor]:
+        """Return what `forward` does, given what `net` returned of the kept pixels.
+
+        Raises:
+            ValueError: `out` does not fit.
+        """
+        moves = self._moves(x)
+        shift, log_scale = shift_and_log_scale(out, x, self.form)
         mask = moves.to(x.dtype).expand(x.shape[0], 1, -1, -1)
         moved, log_det = affine_coupling(
             as_steps(x), shift, log_scale, mask=as_steps(mask), form=self.form, reverse=reverse
         )
-        return kept + moved.view(x.shape), log_det
+        return torch.where(moves, moved.view(x.shape), x), log_det
+
+    def _moves(self, x: Tensor) -> Tensor:
+        """Return which pixels are transformed, [H, W]."""
+        rows, columns = (torch.arange(size, device=x.device) for size in x.shape[2:])
+        return (rows[:, None] + columns) % 2 == (0 if self.transform_first else 1)

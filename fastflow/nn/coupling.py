@@ -64,11 +64,29 @@ class AffineCoupling(nn.Module):
         Raises:
             ValueError: C is odd, or the network's output does not fit.
         """
+        return self.couple(x, self.net(self.kept(x), *args), mask=mask, reverse=reverse)
+
+    def kept(self, x: Tensor) -> Tensor:
+        """Return the half that passes: of `x`, and of y.
+
+        Raises:
+            ValueError: C is odd.
+        """
         if x.dim() not in (3, 4) or x.shape[1] % 2:
             raise ValueError(f"`x` must be [B, C, T] or [B, C, H, W] with C even; got {list(x.shape)}")
+        return x.chunk(2, 1)[1 if self.transform_first else 0]
+
+    def couple(
+        self, x: Tensor, out: Tensor, *, mask: Tensor | None = None, reverse: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Return what `forward` does, given what `net` returned of the kept half.
+
+        Raises:
+            ValueError: `out` does not fit.
+        """
         first, second = x.chunk(2, 1)
         kept, moved = (second, first) if self.transform_first else (first, second)
-        shift, log_scale = shift_and_log_scale(self.net(kept, *args), moved, self.form)
+        shift, log_scale = shift_and_log_scale(out, moved, self.form)
         moved, log_det = affine_coupling(
             as_steps(moved), shift, log_scale, mask=as_steps(mask), form=self.form, reverse=reverse
         )

@@ -68,7 +68,7 @@ class InvertibleConv1x1(PackingModule[tuple[Tensor, Tensor]]):
         return y.view(x.shape), log_det
 
     def infer(self, y: Tensor, *, name: str = "weight") -> Tensor:
-        """Return x [B, C, T] from `y`, without the log-determinant, by an inverse that is kept between calls.
+        """Return x from `y` [B, C, T] or [B, C, H, W], without the log-determinant, by an inverse kept between calls.
 
         The inverse is computed in float32 or wider and made again when the weight changes. `name` is what an error
         calls the weight.
@@ -76,7 +76,7 @@ class InvertibleConv1x1(PackingModule[tuple[Tensor, Tensor]]):
         Raises:
             ValueError: the weight is singular.
         """
-        return multiply(y, self.inverse(y.dtype, name=name))
+        return multiply(as_steps(y), self.inverse(y.dtype, name=name)).view(y.shape)
 
     def inverse(self, dtype: torch.dtype, *, name: str = "weight") -> Tensor:
         """Return the inverse [C, C] of the weight in `dtype`, kept between calls; see `infer`."""

@@ -31,6 +31,10 @@ class Problem:
                 if not p.any() or name.endswith(".actnorm.scale"):
                     p.add_(0.1 * torch.randn_like(p))
 
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        return self.mel, self.audio
+
     def loss(self) -> Tensor:
         dtype = next(self.model.parameters()).dtype
         mel, audio = self.mel.to(dtype), self.audio.to(dtype)
@@ -187,7 +191,7 @@ def test_gradients_of_a_part_of_the_outputs(part: str, way: str) -> None:
 def kept(problem: Problem, way: str) -> int:
     """Bytes that autograd keeps after a forward, besides parameters and inputs."""
     problem.model.backprop = way
-    others = {t.untyped_storage().data_ptr() for t in (*problem.model.parameters(), problem.mel, problem.audio)}
+    others = {t.untyped_storage().data_ptr() for t in (*problem.model.parameters(), *problem.inputs)}
     sizes: dict[int, int] = {}
 
     def pack(t: Tensor) -> Tensor:
