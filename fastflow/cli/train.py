@@ -42,7 +42,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "RealNVP": {"in_channels": 3, "n_levels": 3, "hidden_channels": 64},
 }
 OF_IMAGES = {"Glow", "RealNVP"}
-OF_AUDIO_ONLY, OF_IMAGES_ONLY = ("segment", "backprop"), ("bits",)  # options
+OF_AUDIO_ONLY, OF_IMAGES_ONLY = ("segment",), ("bits",)  # options
 
 SIZE_OPTIONS = {"n_flows": "n-flows", "n_group": "n-group", "n_layers": "layers", "n_channels": "channels"}
 
@@ -229,7 +229,6 @@ def train(
     import torch
 
     from fastflow.files import remove_leftovers
-    from fastflow.models import ImageFlow
     from fastflow.nn.backprop import ReconstructionError
     from fastflow.train import DataError, TrainingError
     from fastflow.train import train as run
@@ -239,8 +238,7 @@ def train(
     sizes = {"n_flows": n_flows, "n_group": n_group, "n_layers": layers, "n_channels": channels}
     model = _model(config, sizes, from_checkpoint)
     _refuse_others(type(model).__name__)
-    if not isinstance(model, ImageFlow):
-        model.backprop = backprop
+    model.backprop = backprop
     try:
         dataset = _dataset(model, data, segment, bits, seed)
         held_out = _dataset(model, [validation], segment, bits, seed) if validation else None
