@@ -227,9 +227,9 @@ def card(
         "",
         f"A small WaveGlow vocoder, {facts['parameters'] / 1e6:.2f} million parameters, "
         f"{path.stat().st_size / 1e6:.1f} MB: log-mel spectrogram (22,050 Hz, 80 bands, hop 256) to "
-        "speech. It shows that the package works end to end. Its quality is bounded by the time it was trained for: alone "
-        "it whispers, and what makes it worth hearing is for the most part the refinement measured below. Licence: "
-        "Apache-2.0.",
+        "speech. It shows that the package works end to end. Its quality is bounded by the time it was trained for: "
+        "alone it whispers, and what makes it worth hearing is for the most part the refinement measured below. "
+        "Licence: Apache-2.0.",
         "",
         "## Architecture",
         "",

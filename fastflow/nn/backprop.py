@@ -98,7 +98,8 @@ class FlowModel(nn.Module):
     - "invert": only the chain's outputs are kept; the input of a step is computed from its output. Activation memory is
       the same for any number of flows. The backward compares samples of each input with what the forward saw, and
       raises `ReconstructionError` where they differ by more than the bounds of a float32 operation, or than the
-      rounding of the networks' dtype where autocast narrows it.
+      rounding of the networks' dtype where autocast narrows it. `reconstruction_error` says how near it came to that:
+      the largest difference over its bound, 0 to 1, in the last backward.
 
     All three compute the same gradients up to rounding. The last two work with the caller's autocast and random state,
     with parameters that are frozen, and under DistributedDataParallel; not with second derivatives, DataParallel or
@@ -106,6 +107,7 @@ class FlowModel(nn.Module):
     """
 
     _backprop = "autograd"
+    reconstruction_error = 0.0
 
     @property
     def backprop(self) -> str:
@@ -132,7 +134,7 @@ class FlowModel(nn.Module):
                 f"`backprop` must be 'autograd' under DataParallel, whose replicas have no parameters; got "
                 f"{self.backprop!r}. DistributedDataParallel works with all"
             )
-        out: tuple[list[Tensor], list[Tensor]] = _uncompiled(steps, x, conds, self.backprop == "invert")
+        out: tuple[list[Tensor], list[Tensor]] = _uncompiled(self, steps, x, conds)
         return out
 
 
@@ -150,9 +152,10 @@ def _run(
 
 
 def _remember_less(
-    steps: Sequence[Step], x: Tensor, conds: Sequence[Tensor], invert: bool
+    model: FlowModel, steps: Sequence[Step], x: Tensor, conds: Sequence[Tensor]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    chain = _Chain(steps, [cond.detach() for cond in conds], _Autocast.of(x.device), invert)
+    chain = _Chain(model, steps, [cond.detach() for cond in conds], _Autocast.of(x.device))
+    model.reconstruction_error = 0.0
 
     def forward(k: int, x: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
         named = _Parts(steps[k].parts).named_parameters()
@@ -162,7 +165,7 @@ def _remember_less(
         return left[0] if left else None, rest, log_det
 
     out, log_dets = _run(steps, x, forward)
-    if invert:
+    if chain.invert:
         chain.last = out[-1].detach()
     return out, log_dets
 
@@ -247,9 +250,10 @@ class _Chain:
     """
 
     def __init__(
-        self, steps: Sequence[Step], conds: Sequence[Tensor], autocast: _Autocast | None, invert: bool
+        self, model: FlowModel, steps: Sequence[Step], conds: Sequence[Tensor], autocast: _Autocast | None
     ) -> None:
-        self.steps, self.conds, self.autocast, self.invert = steps, conds, autocast, invert
+        self.model, self.invert = model, model.backprop == "invert"
+        self.steps, self.conds, self.autocast = steps, conds, autocast
         self.random: list[_RandomState | None] = []
         self.left: list[Tensor | None] = []
         self.last: Tensor | None = None  # what the last step returned
@@ -325,7 +329,8 @@ class _RunAgain(torch.autograd.Function):
         stand_ins = dict(zip(ctx.names, learned, strict=True))
         x, *found = _on_copies(step, stand_ins, again.run, given, conds, learned, grad, grad_log_det)
         if chain.invert:
-            _check(x, seen, step, chain.autocast)
+            error = _check(x, seen, step, chain.autocast)
+            chain.model.reconstruction_error = max(chain.model.reconstruction_error, error)
             if k > 0:
                 chain.inputs[k] = x
         return (None, None, None, *found)
@@ -401,11 +406,14 @@ def _sample(x: Tensor) -> Tensor:
     return torch.cat((some.flatten(), wide.square().mean().sqrt()[None]))
 
 
-def _check(x: Tensor, known: Tensor, step: Step, autocast: _Autocast | None) -> None:
-    """Raise ReconstructionError unless x is, within bounds, the tensor of which `known` are the samples.
+def _check(x: Tensor, known: Tensor, step: Step, autocast: _Autocast | None) -> float:
+    """Return how far x is from the tensor of which `known` are the samples, over what it may be.
 
     The difference of two tensors' rms is no more than the rms of their difference, and finds a few values that are far
     off wherever they are. What was not finite before is not compared.
+
+    Raises:
+        ReconstructionError: that is more than 1.
     """
     off = _sample(x) - known
     error = torch.maximum(off[:-1].square().mean().sqrt(), off[-1].abs())
@@ -418,3 +426,4 @@ def _check(x: Tensor, known: Tensor, step: Step, autocast: _Autocast | None) -> 
             f"the bound of {bound:.2g}: its gradients would be wrong. The step cannot be inverted well enough any "
             f"more; `backprop` 'recompute' keeps the input"
         )
+    return difference / bound if finite else 0.0

@@ -69,6 +69,7 @@ class Display:
         self._begun = min(settings.done(progress), 1.0)
         self._last = progress.seconds
         self._losses: list[float] = []
+        self._reconstruction: list[float] = []
         self._samples = 0
 
     def __enter__(self) -> Display:
@@ -84,12 +85,16 @@ class Display:
             if thing is not None:
                 thing.close()
 
-    def step(self, loss: float, rate: float, norm: float, samples: int, progress: Progress) -> None:
-        """Show a step, or keep it for the next line."""
+    def step(
+        self, loss: float, rate: float, norm: float, samples: int, progress: Progress, reconstruction: float | None
+    ) -> None:
+        """Show a step, or keep it for the next line; `reconstruction` is the error of inversion over its bound."""
         if self.silent:
             return
         self._losses.append(loss)
         self._samples += samples
+        if reconstruction is not None:
+            self._reconstruction.append(reconstruction)
         passed = progress.seconds - self._last
         done = self.settings.done(progress)
         if done < 1.0 and passed < (self.every if self._bar is None else 1.0):
@@ -106,9 +111,12 @@ class Display:
         else:
             print(f"{100 * min(done, 1.0):5.1f} %  {line}", file=sys.stderr, flush=True)
         scalars = {"loss": mean, "learning rate": rate, "gradient norm": norm, f"{self.unit} per second": speed}
+        if self._reconstruction:
+            scalars["reconstruction error over its bound"] = max(self._reconstruction)
         self._scalars(scalars, progress.step)
         self._last = progress.seconds
         self._losses.clear()
+        self._reconstruction.clear()
         self._samples = 0
 
     def validation(self, model: Vocoder | ImageFlow, dataset: TrainingData, loss: float, progress: Progress) -> None:

@@ -121,9 +121,8 @@ def train(
     objective = objective_of(model, dataset, sigma, dtype)
     if validation is not None:
         objective.check(validation)
-    backprop = getattr(model, "backprop", "autograd")
-    if world.sharded and backprop != "autograd":
-        raise TrainingError(f"`backprop` must be 'autograd' where `parallel` is 'fsdp'; got {backprop!r}")
+    if world.sharded and model.backprop != "autograd":
+        raise TrainingError(f"`backprop` must be 'autograd' where `parallel` is 'fsdp'; got {model.backprop!r}")
     check_output(output, resume, overwrite)
     kept = _kept(settings, dataset)
     if not resume:
@@ -225,7 +224,8 @@ def train(
             progress.step += 1
             progress.samples += step_samples
             stopping, progress.seconds = world.agree(stop.requested, progress.seconds + time.monotonic() - started)
-            display.step(value, rate, norm, step_samples, progress)
+            error = model.reconstruction_error if model.backprop == "invert" else None
+            display.step(value, rate, norm, step_samples, progress, error)
             if stopping:
                 save()
                 raise KeyboardInterrupt

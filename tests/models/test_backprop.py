@@ -241,6 +241,25 @@ def test_what_drifts_is_refused_and_the_flow_is_named() -> None:
     assert all(p.grad is None for name, p in problem.model.named_parameters() if name.startswith("WN.1."))
 
 
+def test_how_near_a_refusal_the_last_backward_came_is_known() -> None:
+    problem = waveglow()
+    assert problem.model.reconstruction_error == 0
+    problem.gradients("invert")
+    near = problem.model.reconstruction_error
+    assert 0 < near < 0.1
+    problem.gradients("autograd")
+    assert problem.model.reconstruction_error == near
+    with torch.no_grad():  # condition number 30
+        weight = problem.model.convinv[2].conv.weight
+        u, s, v = torch.linalg.svd(weight[:, :, 0])
+        s[-1] = 1 / 30
+        weight.copy_((u * s @ v)[:, :, None])
+    problem.gradients("invert")
+    assert near < problem.model.reconstruction_error < 1
+    problem.gradients("recompute")
+    assert problem.model.reconstruction_error == 0
+
+
 def test_a_few_values_far_off_are_noticed_between_the_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = long_waveglow(2)
     inverse = type(problem.model)._couple

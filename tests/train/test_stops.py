@@ -196,8 +196,12 @@ def test_a_resumed_run_goes_on_in_tensorboards_files(scaled: Scaled, speech: Pat
     held_out = SegmentDataset([speech / "more"], segment=2048)
     options: dict[str, Any] = {"batch_size": 2, "validation": held_out, "tensorboard": tmp_path / "board"}
     for steps in (2, 4):
-        train(waveglow(), scaled, tmp_path / "m.safetensors", steps=steps, log_every=0, resume=steps > 2, **options)
+        model = waveglow()
+        model.backprop = "invert"
+        train(model, scaled, tmp_path / "m.safetensors", steps=steps, log_every=0, resume=steps > 2, **options)
     events = EventAccumulator(str(tmp_path / "board")).Reload()
+    errors = events.Scalars("reconstruction error over its bound")
+    assert [event.step for event in errors] == [1, 2, 3, 4] and 0 < errors[-1].value < 1
     assert [event.step for event in events.Scalars("validation loss")] == [2, 4]
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
     (tmp_path / "file").touch()
