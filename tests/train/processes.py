@@ -5,9 +5,11 @@ Run as `processes.py RANK SIZE PORT FOLDER`; all that it makes goes to FOLDER.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,9 @@ from fastflow.models import FloWaveNet, Glow, SqueezeWave, WaveGlow
 from fastflow.train import ImageDataset, SegmentDataset, TrainingError, train
 
 MODELS = ("WaveGlow", "FloWaveNet", "SqueezeWave", "Glow")
+BACKPROPS = {"WaveGlow": "recompute", "FloWaveNet": "invert"}  # under DDP, beside autograd
 WN = {"n_layers": 1, "n_channels": 8, "kernel_size": 3}
-SETTINGS: dict[str, Any] = {"steps": 4, "batch_size": 4, "lr": 3e-3, "clip": 1.0}
+SETTINGS: dict[str, Any] = {"steps": 6, "batch_size": 4, "lr": 3e-3, "clip": 1.0}
 
 
 def make(name: str, seed: int = 0) -> Any:
@@ -55,13 +58,17 @@ class HalfBad(ImageDataset):
 def run(name: str, folder: Path, output: str, *, backprop: str = "autograd", **settings: Any) -> Any:
     """Train a fresh model of this name, its own data being its validation too, and return it.
 
-    Each process starts from weights of its own: the first one's are to be taken.
+    Each process starts from weights of its own: the first one's are to be taken. OUTPUT.log has every step's line.
     """
     model = make(name, dist.get_rank() if dist.is_initialized() else 0)
     model.backprop = backprop
     data = data_of(name, model, folder)
     often = {"save_every": 1e-9} if name == "Glow" else {}  # with averaged weights, in and out, between the steps
-    train(model, data, folder / f"{output}.safetensors", validation=data, **{**SETTINGS, **often, **settings})
+    options = {"validation": data, "log_every": 0.0, **SETTINGS, **often, **settings}
+    with redirect_stderr(io.StringIO()) as said:
+        train(model, data, folder / f"{output}.safetensors", **options)
+    if said.getvalue():  # the first process's
+        (folder / f"{output}.log").write_text(said.getvalue())
     return model
 
 
@@ -81,6 +88,8 @@ def main() -> None:
         for parallel in ("ddp", "fsdp"):
             model = run(name, folder, f"{name}-{parallel}", parallel=parallel)
             buffers[f"{name}-{parallel}"] = [float(buffer.double().sum()) for buffer in model.buffers()]
+    for name, backprop in BACKPROPS.items():
+        run(name, folder, f"{name}-{backprop}", backprop=backprop)
     counts = {key: parameter.to_local().numel() for key, parameter in model.named_parameters()}
     run("WaveGlow", folder, "resumed", parallel="fsdp", resume=True)
     run("WaveGlow", folder, "begun", parallel="fsdp", steps=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from fastflow.audio import write_audio
 from fastflow.train import TrainingError
 
 from .conftest import tone
-from .processes import MODELS, make, run, run_half
+from .processes import BACKPROPS, MODELS, SETTINGS, make, run, run_half
 from .test_images import pictures
 
 
@@ -75,6 +76,12 @@ def compare(folder: Path, name: str, expected: str, *, rtol: float = 1e-4) -> No
     close(states[0]["optimizer"]["state"], states[1]["optimizer"]["state"], rtol)
 
 
+def curve(folder: Path, name: str) -> dict[int, float]:
+    """The loss of each step, as its line has it: to four decimals."""
+    lines = re.findall(r"step (\d+)  loss (-?\d+\.\d{4}) ", (folder / f"{name}.log").read_text())
+    return {int(step): float(loss) for step, loss in lines}
+
+
 def close(one: Any, other: Any, rtol: float) -> None:
     """The same structure; tensors of one type and shape, their differences small beside the largest value."""
     if isinstance(one, dict):
@@ -89,10 +96,20 @@ def close(one: Any, other: Any, rtol: float) -> None:
     torch.testing.assert_close(one, other, rtol=rtol, atol=10 * rtol * scale + 1e-5)
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "SqueezeWave"])
-def test_two_processes_train_what_one_does(folder: Path, name: str, parallel: str) -> None:
-    compare(folder, f"{name}-{parallel}", f"{name}-one")
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        *((name, way) for name in MODELS if name != "SqueezeWave" for way in ("ddp", "fsdp")),
+        *BACKPROPS.items(),
+    ],
+)
+def test_two_processes_train_what_one_does(folder: Path, name: str, way: str) -> None:
+    """At every step, and to the same end."""
+    compare(folder, f"{name}-{way}", f"{name}-one")
+    expected = curve(folder, f"{name}-one")
+    assert list(expected) == list(range(1, SETTINGS["steps"] + 1))
+    assert len(set(expected.values())) == len(expected)
+    assert curve(folder, f"{name}-{way}") == pytest.approx(expected, rel=1e-4, abs=2e-4)
 
 
 def test_batch_normalisation_is_the_first_process_s_as_under_ddp(folder: Path) -> None:
@@ -118,7 +135,7 @@ def test_each_process_has_half(folder: Path) -> None:
 def test_resumed_by_another_number_of_processes(folder: Path) -> None:
     run("WaveGlow", folder, "begun", resume=True)  # two processes began it
     facts = json.loads((folder / "begun.json").read_text())
-    assert (facts["processes"], facts["progress"]["step"]) == (1, 4)
+    assert (facts["processes"], facts["progress"]["step"]) == (1, SETTINGS["steps"])
     compare(folder, "begun", "begun-one")
     compare(folder, "resumed", "begun-one")  # one process began it
 
