@@ -228,7 +228,6 @@ def train(
 
     import torch
 
-    from fastflow.files import remove_leftovers
     from fastflow.nn.backprop import ReconstructionError
     from fastflow.train import DataError, TrainingError
     from fastflow.train import train as run
@@ -252,7 +251,6 @@ def train(
                 options.warn(f"skipped: {reason}")
             millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
             click.echo(f"{millions:.2f} million parameters, {dataset.summary()}", err=True)
-            remove_leftovers(output)
         try:
             facts = run(
                 model.to(own),

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from fastflow.files import write_whole
+from fastflow.files import remove_leftovers, write_whole
 from fastflow.models import ImageFlow, Vocoder
 from fastflow.nn import ActNorm
 from fastflow.nn.backprop import ReconstructionError
@@ -124,6 +124,8 @@ def train(
     if world.sharded and model.backprop != "autograd":
         raise TrainingError(f"`backprop` must be 'autograd' where `parallel` is 'fsdp'; got {model.backprop!r}")
     check_output(output, resume, overwrite)
+    if world.writes:
+        remove_leftovers(output)
     kept = _kept(settings, dataset)
     if not resume:
         _start(objective, dataset, batch_size, from_data)

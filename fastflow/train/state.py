@@ -98,8 +98,8 @@ def load_state(
         ) from error
     if config != expected:
         raise TrainingError(f"cannot resume from {path}: it holds a model of config {config}; got {expected}")
-    changed = [
-        f"{name} {settings.get(name)} is now {value}" for name, value in kept.items() if settings.get(name) != value
+    changed = [  # what an older version's state does not say is not known to have changed
+        f"{name} {settings[name]} is now {value}" for name, value in kept.items() if settings.get(name, value) != value
     ]
     if changed:
         log.warning("the run that %s resumes had other settings: %s", path, ", ".join(changed))

@@ -88,6 +88,7 @@ def test_a_signal_to_the_whole_group_saves_with_workers_too(processes: int, spee
 
 
 def test_signals_that_come_together_are_one_and_a_later_one_acts(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start jobs in the background without
     with stop_requests() as stop:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)
@@ -96,6 +97,7 @@ def test_signals_that_come_together_are_one_and_a_later_one_acts(monkeypatch: py
         monkeypatch.setattr(time, "monotonic", lambda: now + 1.1 * TOGETHER)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
 
 
 def test_a_skipped_step_leaves_batch_normalisation_as_it_was(scaled: Scaled, tmp_path: Path) -> None:
