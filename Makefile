@@ -5,17 +5,18 @@
 #   ONLY     make bench ONLY="wn and float32" runs the benchmarks whose names match, in pytest's spelling
 #   IN       make demo IN=speech.wav resynthesises this file instead of the clip that ships with the project
 #   SPEECH   make model SPEECH="clips more": recordings to train on too, drawn four times as often as the synthetic speech
-#   STEPS    make model STEPS="100 10 10": how long its three stages of training are
+#   TEST     make model TEST=others: recordings to measure the model on too
+#   STEPS    make model MODEL=trial STEPS="100 10 10": the folder, and how long the three stages of training are
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
+MODEL ?= model
 STEPS ?= 10180 3002 4916
 
 BIN := $(VENV)/bin
 OLDEST := $(VENV)/oldest
 STACKS := $(VENV)/stacks
-MODEL := model
 SOURCES := $(shell find csrc -type f)
 
 .PHONY: demo test stacks oldest gpu bench report model lint build wheel clean
@@ -52,8 +53,8 @@ bench: $(VENV)/.bench
 report: $(VENV)/.ready
 	$(BIN)/python -m benchmarks.report
 
-# The bundled model from nothing: model/waveglow-small.safetensors with its card beside it. Needs espeak-ng. Files that
-# are there are not made again, and `make clean` leaves them.
+# The bundled model from nothing: model/waveglow-small.safetensors with its card beside it. Needs espeak-ng. What was
+# finished is not made again, and `make clean` leaves it; training that was cut short goes on.
 model: $(MODEL)/waveglow-small.md
 
 lint: $(VENV)/.lint
@@ -73,26 +74,32 @@ clean:
 
 DATA := $(MODEL)/corpus/train $(foreach n,1 2 3 4,$(SPEECH))
 
-$(MODEL)/corpus/corpus.json: $(VENV)/.ready scripts/make_corpus.py scripts/corpus.txt
+TRAIN = $(BIN)/fastflow train $(DATA) -o $(@:.done=.safetensors) $(if $(wildcard $(@:.done=.state.pt)),--resume)
+
+$(MODEL)/corpus/corpus.json: scripts/make_corpus.py scripts/corpus.txt | $(VENV)/.ready
 	$(BIN)/python scripts/make_corpus.py $(MODEL)/corpus --overwrite
 
-$(MODEL)/stage1.safetensors: $(MODEL)/corpus/corpus.json
-	$(BIN)/fastflow train $(DATA) -o $@ --steps $(word 1,$(STEPS)) --precision bfloat16 --overwrite
+# Weights are there from the first save on; the stamp says that a stage is finished.
+$(MODEL)/stage1.done: $(MODEL)/corpus/corpus.json
+	$(TRAIN) --steps $(word 1,$(STEPS)) --precision bfloat16
+	touch $@
 
-$(MODEL)/stage2.safetensors: $(MODEL)/stage1.safetensors
-	$(BIN)/fastflow train $(DATA) -o $@ --steps $(word 2,$(STEPS)) --from-checkpoint $< --lr 7e-4 --seed 1 --overwrite
+$(MODEL)/stage2.done: $(MODEL)/stage1.done
+	$(TRAIN) --steps $(word 2,$(STEPS)) --from-checkpoint $(<:.done=.safetensors) --lr 7e-4 --seed 1
+	touch $@
 
-$(MODEL)/stage3.safetensors: $(MODEL)/stage2.safetensors
-	$(BIN)/fastflow train $(DATA) -o $@ --steps $(word 3,$(STEPS)) --from-checkpoint $< --lr 7e-4 --seed 2 --overwrite
+$(MODEL)/stage3.done: $(MODEL)/stage2.done
+	$(TRAIN) --steps $(word 3,$(STEPS)) --from-checkpoint $(<:.done=.safetensors) --lr 7e-4 --seed 2
+	touch $@
 
-$(MODEL)/waveglow-small.safetensors: $(MODEL)/stage3.safetensors
-	$(BIN)/fastflow convert $< $@ --dtype float16 --overwrite
-	cp $(<:.safetensors=.json) $(@:.safetensors=.json)
+$(MODEL)/waveglow-small.safetensors: $(MODEL)/stage3.done
+	cp $(<:.done=.json) $(@:.safetensors=.json)
+	$(BIN)/fastflow convert $(<:.done=.safetensors) $@ --dtype float16 --overwrite
 
 $(MODEL)/waveglow-small.md: $(MODEL)/waveglow-small.safetensors scripts/model_card.py
 	$(BIN)/python scripts/model_card.py $< --corpus $(MODEL)/corpus/corpus.json --card $@ \
 		--earlier $(MODEL)/stage1.json --earlier $(MODEL)/stage2.json \
-		--set "held-out espeak-ng voices=$(MODEL)/corpus/heldout" $(foreach source,$(DATA),--train-data $(source))
+		--set "held-out espeak-ng voices=$(MODEL)/corpus/heldout" $(if $(TEST),--set "recordings=$(TEST)") $(foreach source,$(DATA),--train-data $(source))
 
 # The stamps below let set-up run once: again only where what it was made from has changed.
 

@@ -296,13 +296,13 @@ def sounds() -> list[Sound]:
         mel = MelSpectrogram()(clip)
         audio = model.infer(mel, sigma=0.6, generator=generator)
         denoised = Denoiser(model)(audio, strength=0.01)
-        refined = MelConsistency()(audio, mel)
+        refined = MelConsistency()(audio[:, : len(clip)], mel)
     made = []
     for title, samples in (
         ("the recording (espeak-ng)", clip),
         ("waveglow-small from its mel spectrogram, sigma 0.6", audio[0, : len(clip)]),
         ("the same, denoised by 0.01", denoised[0, : len(clip)]),
-        ("the first, refined to the mel spectrogram, as fastflow vocode does it", refined[0, : len(clip)]),
+        ("the first, refined to the mel spectrogram, as fastflow vocode does it", refined[0]),
     ):
         file = io.BytesIO()
         soundfile.write(file, samples.numpy().clip(-1, 1), model.sampling_rate, format="FLAC", subtype="PCM_16")

@@ -10,6 +10,9 @@ from fastflow.audio._checks import check_audio, check_finite, minimum_samples
 from fastflow.audio.errors import AudioError
 from fastflow.audio.mel import MelSpectrogram
 
+HIGHEST = 60.0
+"""Nepers that a mel may ask for: far beyond any audio, and far enough from what float32 holds."""
+
 USUAL_ITERATIONS = 30
 """What the bundled model's figures are for; each one more helps less."""
 
@@ -31,6 +34,9 @@ class MelConsistency(nn.Module):
     Args:
         front_end: what the mel was computed by; its spectrum is the one iterated on. None for `MelSpectrogram()`.
         momentum: 0 for the plain iteration; below 1 it converges.
+
+    Raises:
+        AudioError: `momentum` is out of range, or the front end's frames do not overlap by half.
     """
 
     window: Tensor
@@ -42,6 +48,12 @@ class MelConsistency(nn.Module):
             raise AudioError(f"`momentum` must be at least 0 and less than 1; got {momentum}")
         self.front_end = MelSpectrogram() if front_end is None else front_end
         self.momentum = momentum
+        front = self.front_end
+        if front.hop_length > front.win_length // 2:
+            raise AudioError(
+                f"`front_end` must have a hop of at most half its window, for frames that overlap; got hop_length "
+                f"{front.hop_length} and win_length {front.win_length}"
+            )
         total = self.front_end.basis.sum(0)
         share = (self.front_end.basis / total.where(total > 0, 1)).T.float()
         self.register_buffer("share", share.clone(), persistent=False)
@@ -59,7 +71,8 @@ class MelConsistency(nn.Module):
             iterations: how many, at least 0; each takes one transform and its inverse.
 
         Raises:
-            AudioError: a rank, size, dtype or device does not fit, a value is not finite, or `iterations` is negative.
+            AudioError: a rank, size, dtype or device does not fit, a value is not finite, the mel is no logarithm of
+                magnitudes (above exp(60)), or `iterations` is negative.
         """
         check_audio(audio, "audio")
         signal = audio.float() if audio.dim() == 2 else audio.float().unsqueeze(0)
@@ -69,13 +82,14 @@ class MelConsistency(nn.Module):
             return signal.reshape(audio.shape)
         target = mel.float()
         target = pad(target, (0, length // front.hop_length + 1 - mel.shape[2]), mode="replicate")
+        window, share = self.window.float(), self.share.float()  # also where the module was converted
         before: Tensor | None = None
         for _ in range(iterations):
-            spectrum = self._stft(signal)
+            spectrum = self._stft(signal, window)
             ahead = spectrum if before is None else spectrum + self.momentum * (spectrum - before)
             before = spectrum
-            gain = self.share @ (front.nepers * (target - front.mel_of(ahead.abs())))
-            signal = self._istft(ahead * gain.exp(), length)
+            gain = share @ (front.nepers * (target - front.mel_of(ahead.abs())))
+            signal = self._istft(ahead * gain.exp(), window, length)
         return signal.reshape(audio.shape)
 
     def _check(self, signal: Tensor, mel: Tensor, iterations: int) -> None:
@@ -96,19 +110,24 @@ class MelConsistency(nn.Module):
             if tensor.device != self.share.device:
                 raise AudioError(f"`{name}` must be on the module's device {self.share.device}; got {tensor.device}")
         check_finite(mel, "`mel`")
+        highest = float(mel.max()) if mel.numel() else 0.0
+        if highest * front.nepers > HIGHEST:
+            raise AudioError(
+                f"`mel` must be {front.unit}, at most {HIGHEST / front.nepers:.3g}; got up to {highest:.3g}"
+            )
 
-    def _stft(self, signal: Tensor) -> Tensor:
+    def _stft(self, signal: Tensor, window: Tensor) -> Tensor:
         front = self.front_end
         return torch.stft(
             signal,
             front.n_fft,
             front.hop_length,
             front.win_length,
-            self.window,
+            window,
             pad_mode="reflect",
             return_complex=True,
         )
 
-    def _istft(self, spectrum: Tensor, length: int) -> Tensor:
+    def _istft(self, spectrum: Tensor, window: Tensor, length: int) -> Tensor:
         front = self.front_end
-        return torch.istft(spectrum, front.n_fft, front.hop_length, front.win_length, self.window, length=length)
+        return torch.istft(spectrum, front.n_fft, front.hop_length, front.win_length, window, length=length)

@@ -78,8 +78,7 @@ def write(
     path: Path, model: str, config: Mapping[str, Any], state_dict: Mapping[str, Tensor], *, overwrite: bool
 ) -> None:
     """Puts the file at `path`, whole or not at all. Raises CheckpointError naming the path and the reason."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     metadata = {
         "format": "pt",  # what other readers of safetensors look for
@@ -88,10 +87,8 @@ def write(
         "config": json.dumps(dict(config)),
     }
     with write_whole(path, overwrite=overwrite, error=CheckpointError) as temporary:
-        try:
-            save_file(dict(state_dict), temporary, metadata=metadata)
-        except SafetensorError as error:
-            raise CheckpointError(f"cannot write {path}: {error}") from error
+        # not save_file, whose own temporary file would stay behind, under another name, where the process is killed
+        temporary.write_bytes(save(dict(state_dict), metadata))
         _sort_metadata(temporary)
 
 

@@ -274,7 +274,9 @@ def train(
                 overwrite=overwrite,
             )
         except ReconstructionError as error:
-            failure = f"{error}; --resume with --backprop recompute goes on from the last save"
+            failure = str(error)
+            if output.with_suffix(".state.pt").exists():
+                failure += "; --resume with --backprop recompute goes on from the last save"
         except (TrainingError, DataError) as error:
             failure = str(error)
         except KeyboardInterrupt:

@@ -249,8 +249,7 @@ class ImageFlow(FlowModel):
         Raises:
             OSError: the file exists and `overwrite` is false, or it cannot be written.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         metadata = {
             "format": "pt",
@@ -260,10 +259,7 @@ class ImageFlow(FlowModel):
         }
         tensors = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
         with write_whole(Path(path), overwrite=overwrite, error=OSError) as temporary:
-            try:
-                save_file(tensors, temporary, metadata=metadata)
-            except SafetensorError as error:  # what it makes of a full disk
-                raise OSError(f"cannot write {os.fspath(path)}: {error}") from error
+            temporary.write_bytes(save(tensors, metadata))
 
     @classmethod
     def load(cls: type[Model], path: str | os.PathLike[str]) -> Model:

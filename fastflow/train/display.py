@@ -30,9 +30,6 @@ class Display:
         unit: what a step's samples are: "samples" or "images".
         silent: show nothing.
         tensorboard: folder for TensorBoard's files, or None.
-
-    Raises:
-        TrainingError: `tensorboard` is given, and its packages are missing or it cannot be written to.
     """
 
     def __init__(
@@ -51,26 +48,33 @@ class Display:
         self.silent = silent
         self._bar: Any = None
         self._board: Any = None
-        if tensorboard is not None:  # in all processes, so that they stop together
-            try:
-                import matplotlib.figure  # noqa: F401  # for the spectrograms, hours later
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise TrainingError(
-                    f"`tensorboard` needs the packages of pip install 'fastflow[tensorboard]': {error}"
-                ) from error
-            if not silent:
-                # what a lost run showed after the save that this one goes on from
-                purge = progress.step + 1 if progress.step else 0
-                try:
-                    self._board = SummaryWriter(tensorboard, purge_step=purge)
-                except OSError as error:
-                    raise TrainingError(f"`tensorboard` {tensorboard} cannot be written to: {error}") from error
+        self._folder, self._first = tensorboard, progress.step
         self._begun = min(settings.done(progress), 1.0)
         self._last = progress.seconds
         self._losses: list[float] = []
         self._reconstruction: list[float] = []
         self._samples = 0
+
+    def open(self) -> None:
+        """Open TensorBoard's files.
+
+        Raises:
+            TrainingError: their packages are missing, or the folder cannot be written to.
+        """
+        if self._folder is None:
+            return
+        try:
+            import matplotlib.figure  # noqa: F401  # for the spectrograms, hours later
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise TrainingError(
+                f"`tensorboard` needs the packages of pip install 'fastflow[tensorboard]': {error}"
+            ) from error
+        try:
+            # without what a lost run showed after the save that this one goes on from
+            self._board = SummaryWriter(self._folder, purge_step=self._first + 1 if self._first else 0)
+        except OSError as error:
+            raise TrainingError(f"`tensorboard` {self._folder} cannot be written to: {error}") from error
 
     def __enter__(self) -> Display:
         if sys.stderr.isatty() and not self.silent:

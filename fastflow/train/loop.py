@@ -10,7 +10,7 @@ import platform
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -29,7 +29,7 @@ from .display import Display
 from .objective import Objective, TrainingData, objective_of
 from .settings import PRECISIONS, Progress, Settings, TrainingError
 from .signals import stop_requests
-from .state import Averages, check_output, keep_last, kept_saves, load_state, save_state, state_of, state_path
+from .state import Averages, check_output, keep_only, load_state, save_state, state_of, state_path
 from .world import PARALLEL, World
 
 FINAL_LR = 0.01  # the cosine ends at this fraction of the peak
@@ -142,11 +142,14 @@ def train(
         progress = load_state(state_path(output), model, average.values, tools, kept, world)
     board = None if tensorboard is None else Path(tensorboard)
     display = Display(settings, log_every, progress, unit=dataset.unit, silent=not world.writes, tensorboard=board)
+    world.write(display.open)
     step_samples = batch_size * dataset.units
-    saves = kept_saves(output, progress.step) if resume else set()
 
-    def save() -> dict[str, Any]:
+    def save(*, validating: bool = True) -> dict[str, Any]:
         world.equal_buffers(objective)
+        progress.validation_loss = None
+        if keep:
+            progress.saves = sorted({*progress.saves, progress.step})[-keep:]
         # The weights first: where the disk fills up, they are what is worth most. What looks at other data, which may
         # be damaged, comes when weights and state are safe.
         with average:
@@ -156,7 +159,7 @@ def train(
             world.write(lambda: whole.save(output, dtype))
         state = world.whole(state_of(model, average.values, tools, progress, kept))
         world.write(lambda: save_state(state_path(output), state))
-        if validation is not None:
+        if validation is not None and validating:
             with average:
                 progress.validation_loss = _validate(objective, validation, batch_size, world)
         facts = _facts(model, dataset, settings, progress, device, world)
@@ -165,8 +168,7 @@ def train(
             with write_whole(output.with_suffix(".json"), overwrite=True, error=TrainingError) as path:
                 path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
             if keep:
-                saves.add(progress.step)
-                keep_last(output, saves, keep)
+                keep_only(output, progress.saves)
             if validation is not None and progress.validation_loss is not None:
                 with nullcontext() if world.sharded else average:  # what is whole has the averages already
                     display.validation(whole.model, validation, progress.validation_loss, progress)
@@ -177,8 +179,8 @@ def train(
     model.train()
     skipped_in_a_row = 0
     last_save = progress.seconds
-    batches = _batches(dataset, progress.step, batch_size, world, workers)
-    with stop_requests() as stop, display:
+    prepared = _batches(dataset, progress.step, batch_size, world, workers)
+    with stop_requests() as stop, display, prepared as batches:
         while (done := settings.done(progress)) < 1.0:
             started = time.monotonic()
             rate = lr * _schedule(done, warmup)
@@ -194,7 +196,7 @@ def train(
             except ReconstructionError:
                 if world.size == 1:
                     _put_back(objective, buffers)
-                    save()
+                    save(validating=False)
                 raise
             scaler.unscale_(optimizer)
             norm = float(world.whole(torch.nn.utils.clip_grad_norm_(parameters, clip), everywhere=True))
@@ -211,7 +213,7 @@ def train(
                 progress.skipped_steps += 1
                 skipped_in_a_row += 1
                 if skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
-                    save()
+                    save(validating=False)
                     if not math.isfinite(value):
                         cause = "whose loss is not finite"
                     elif not math.isfinite(norm):
@@ -302,8 +304,12 @@ class _From(Sampler[int]):
         return iter(count(self.first))
 
 
-def _batches(dataset: TrainingData, first: int, size: int, world: World, workers: int) -> Iterator[tuple[Tensor, ...]]:
-    return iter(
+@contextmanager
+def _batches(
+    dataset: TrainingData, first: int, size: int, world: World, workers: int
+) -> Iterator[Iterator[tuple[Tensor, ...]]]:
+    """The batches from number `first` on; their workers end with the `with` block, however that ends."""
+    batches: Any = iter(
         DataLoader(
             _Batches(dataset, size, world),
             batch_size=None,
@@ -312,6 +318,13 @@ def _batches(dataset: TrainingData, first: int, size: int, world: World, workers
             worker_init_fn=_undisturbed,
         )
     )
+    try:
+        yield batches
+    finally:
+        # Left to itself, an iterator that a traceback holds on to ends after multiprocessing's own exit, which waits
+        # for workers that wait for this. PyTorch has no public name for it.
+        if workers:
+            batches._shutdown_workers()
 
 
 def _undisturbed(_worker: int) -> None:

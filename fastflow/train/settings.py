@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -64,3 +64,4 @@ class Progress:
     skipped_steps: int = 0
     loss: float = math.nan  # smoothed, over the steps that were not skipped; nan before the first of them
     validation_loss: float | None = None  # of the averaged weights, when they were last saved
+    saves: list[int] = field(default_factory=list)  # the steps whose saves are kept beside the output

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-TOGETHER = 1.0
+TOGETHER = 5.0
 """Seconds within which signals are one wish: torchrun passes on what the whole group has got already."""
 
 

@@ -106,33 +106,26 @@ def load_state(
     return progress
 
 
-def kept_saves(output: Path, step: int) -> set[int]:
-    """The steps up to `step` whose saves are beside the output."""
-    return {number for number in _steps_beside(output) if number <= step}
+def keep_only(output: Path, saves: list[int]) -> None:
+    """Keep weights and state of this save, the last of `saves`, beside the output as NAME.stepN, and of the others.
 
+    All that are not of these steps go: they are too old, or of an earlier run, or of one that went on from a state that
+    was gone back from.
 
-def keep_last(output: Path, saves: set[int], count: int) -> None:
-    """Keep this save's weights and state beside the output as NAME.stepN, and of the run's `saves` the last `count`.
-
-    The last of `saves` is this one. All others beside the output go: they are of an earlier run, or of one that went on
-    from a state that was gone back from.
+    Raises:
+        TrainingError: a file cannot be written or removed.
     """
-    last = sorted(saves)[-count:]
     for path in (output, state_path(output)):
         suffix = path.name.removeprefix(output.stem)
-        with write_whole(_beside(path, suffix, last[-1]), overwrite=True, error=TrainingError) as temporary:
+        beside = f"{output.stem}.step{{}}{suffix}"
+        with write_whole(path.with_name(beside.format(saves[-1])), overwrite=True, error=TrainingError) as temporary:
             shutil.copyfile(path, temporary)
-        for old in _steps_beside(path, suffix).difference(last):
-            _beside(path, suffix, old).unlink()
-
-
-def _beside(path: Path, suffix: str, step: int) -> Path:
-    return path.with_name(f"{path.name.removesuffix(suffix)}.step{step}{suffix}")
-
-
-def _steps_beside(path: Path, suffix: str = ".safetensors") -> set[int]:
-    pattern = re.compile(re.escape(path.name.removesuffix(suffix)) + r"\.step(\d+)" + re.escape(suffix))
-    return {int(m[1]) for p in path.parent.iterdir() if (m := pattern.fullmatch(p.name))}
+        pattern = re.compile(re.escape(output.stem) + r"\.step(0|[1-9]\d*)" + re.escape(suffix))
+        for old in [p for p in output.parent.iterdir() if (m := pattern.fullmatch(p.name)) and int(m[1]) not in saves]:
+            try:
+                old.unlink(missing_ok=True)
+            except OSError as error:
+                raise TrainingError(f"cannot remove {old}: {error.strerror}") from error
 
 
 class Averages:

@@ -122,12 +122,28 @@ def test_double_precision_and_gradients_come_out_as_float32(voice: Tensor) -> No
         (noise(2560), torch.full((1, 80, 11), math.nan), 1, "`mel` must be finite"),
         (noise(2560).fill_(math.inf), torch.zeros(1, 80, 11), 1, "`audio` must be finite"),
         (noise(2560), torch.zeros(1, 80, 11, device="meta"), 1, "`mel` must be on the module's device cpu; got meta"),
+        (noise(2560), torch.full((1, 80, 11), 61.0), 1, r"`mel` must be ln\(mel magnitude\), at most 60; got up to 61"),
         (noise(2560), torch.zeros(1, 80, 11), -1, "`iterations` must be at least 0; got -1"),
     ],
 )
 def test_refuses(audio: Tensor, mel: Tensor, iterations: int, message: str) -> None:
     with pytest.raises(AudioError, match=message):
         MelConsistency()(audio, mel, iterations)
+
+
+def test_a_converted_module_and_the_highest_mel(voice: Tensor) -> None:
+    mel = MelSpectrogram()(voice)
+    wanted = MelConsistency()(noise(len(voice)), mel, 3)
+    for converted in (MelConsistency().half(), MelConsistency().double()):
+        refined = converted(noise(len(voice)), mel, 3)
+        assert refined.dtype == torch.float32
+        torch.testing.assert_close(refined, wanted, rtol=0, atol=2e-3)
+    assert MelConsistency()(noise(1, 5120), torch.full((1, 80, 20), 60.0)).isfinite().all()
+
+
+def test_refuses_frames_that_do_not_overlap_enough() -> None:
+    with pytest.raises(AudioError, match=r"a hop of at most half its window.*; got hop_length 256 and win_length 400"):
+        MelConsistency(MelSpectrogram(win_length=400))
 
 
 @pytest.mark.parametrize("momentum", [-0.1, 1.0, math.nan])

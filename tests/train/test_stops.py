@@ -87,6 +87,37 @@ def test_a_signal_to_the_whole_group_saves_with_workers_too(processes: int, spee
     fastflow.load(output)
 
 
+FAILING = """
+import sys, torch
+from fastflow.models import WaveGlow
+from fastflow.train import SegmentDataset, train
+
+class Failing(WaveGlow):
+    def forward(self, batch):
+        raise MemoryError("out of memory")
+
+model = Failing(80, 1, 8, 4, 2, {"n_layers": 1, "n_channels": 4, "kernel_size": 3}, conditioning="group")
+train(model, SegmentDataset([sys.argv[1]], segment=2048), sys.argv[2], steps=9, batch_size=2, workers=2)
+"""
+
+
+def test_a_failure_that_nothing_catches_ends_the_workers_too(speech: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FAILING, str(speech), str(tmp_path / "m.safetensors")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert result.returncode == 1
+    assert result.stderr.rstrip().endswith("MemoryError: out of memory")
+
+
+def test_a_run_that_keeps_none_in_between_takes_over_no_saves(scaled: Scaled, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"batch_size": 2, "save_every": 1e-9}
+    train(waveglow(), scaled, tmp_path / "m.safetensors", steps=3, keep=5, **options)
+    train(waveglow(), scaled, tmp_path / "m.safetensors", steps=2, overwrite=True, **options)
+    (tmp_path / "m.step007.safetensors").touch()  # somebody else's
+    train(waveglow(), scaled, tmp_path / "m.safetensors", steps=4, keep=5, resume=True, **options)
+    kept = ["m.step007.safetensors", "m.step3.safetensors", "m.step4.safetensors"]
+    assert sorted(p.name for p in tmp_path.glob("m.step*.safetensors")) == kept
+
+
 def test_signals_that_come_together_are_one_and_a_later_one_acts(monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start jobs in the background without
     with stop_requests() as stop:
