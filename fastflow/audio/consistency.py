@@ -33,7 +33,7 @@ class MelConsistency(nn.Module):
 
     Args:
         front_end: what the mel was computed by; its spectrum is the one iterated on. None for `MelSpectrogram()`.
-        momentum: 0 for the plain iteration; below 1 it converges.
+        momentum: at least 0, the plain iteration, and less than 1.
 
     Raises:
         AudioError: `momentum` is out of range, or the front end's frames do not overlap by half.
