@@ -54,10 +54,10 @@ class MelConsistency(nn.Module):
                 f"`front_end` must have a hop of at most half its window, for frames that overlap; got hop_length "
                 f"{front.hop_length} and win_length {front.win_length}"
             )
-        total = self.front_end.basis.sum(0)
-        share = (self.front_end.basis / total.where(total > 0, 1)).T.float()
-        self.register_buffer("share", share.clone(), persistent=False)
-        self.register_buffer("window", self.front_end.window.float(), persistent=False)
+        total = front.basis.sum(0)
+        share = (front.basis / total.where(total > 0, 1)).T
+        self.register_buffer("share", share.float(), persistent=False)
+        self.register_buffer("window", front.window.float(), persistent=False)
 
     @torch.no_grad()
     def forward(self, audio: Tensor, mel: Tensor, iterations: int = USUAL_ITERATIONS) -> Tensor:

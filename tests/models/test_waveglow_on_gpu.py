@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -32,15 +31,8 @@ def runs_here(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture(autouse=True)
-def no_tf32() -> Iterator[None]:
-    """Convolutions use tf32 unless told otherwise."""
-    modules = torch.backends.cudnn.conv, torch.backends.cuda.matmul
-    before = [module.fp32_precision for module in modules]
-    for module in modules:
-        module.fp32_precision = "ieee"
-    yield
-    for module, precision in zip(modules, before, strict=True):
-        module.fp32_precision = precision
+def exact(no_tf32: None) -> None:
+    """In all of them."""
 
 
 @pytest.fixture(scope="module")

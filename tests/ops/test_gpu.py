@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -32,16 +32,9 @@ HALVES = [torch.float16, torch.bfloat16]
 
 
 @pytest.fixture(autouse=True)
-def exact(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No tf32, which convolutions use unless told otherwise; cuBLAS as deterministic as `conftest.py` asks for."""
+def exact(monkeypatch: pytest.MonkeyPatch, no_tf32: None) -> None:
+    """No tf32; cuBLAS as deterministic as `conftest.py` asks for."""
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    modules = torch.backends.cudnn.conv, torch.backends.cuda.matmul
-    before = [module.fp32_precision for module in modules]
-    for module in modules:
-        module.fp32_precision = "ieee"
-    yield
-    for module, precision in zip(modules, before, strict=True):
-        module.fp32_precision = precision
 
 
 def on_device(values: Any, device: str = DEVICE) -> Any:

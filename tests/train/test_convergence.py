@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
 
@@ -87,18 +86,6 @@ def assert_follows(size: Size, backend: str, backprop: str, device: str = "cpu")
 @pytest.mark.parametrize(("size", "backend", "backprop"), WAYS)
 def test_200_steps(size: Size, backend: str, backprop: str) -> None:
     assert_follows(size, backend, backprop)
-
-
-@pytest.fixture
-def no_tf32() -> Iterator[None]:
-    """Convolutions use tf32 unless told otherwise."""
-    modules = torch.backends.cudnn.conv, torch.backends.cuda.matmul
-    before = [module.fp32_precision for module in modules]
-    for module in modules:
-        module.fp32_precision = "ieee"
-    yield
-    for module, precision in zip(modules, before, strict=True):
-        module.fp32_precision = precision
 
 
 @pytest.mark.gpu
